@@ -1,0 +1,49 @@
+"""Background tasks for Flask, with Celery's own API and no server to run.
+
+:func:`make_celery` gives a Flask app its Celery app; :class:`Celeriac` is the extension behind
+it, for application factories. Everything else is Celery.
+"""
+
+# The map of the package, from what users meet down to the database:
+#
+#   extension.py    Celeriac, make_celery: one Celery app per Flask app
+#   cli.py          `flask celery …`
+#   task.py         the Task base class: delay() and apply_async() start here
+#   config.py       Flask's config → Celery's settings
+#   context.py      the app context around a whole task
+#   publish.py      the short way from apply_async() to the queue
+#   transport.py    the long way: a kombu transport over an engine
+#   backend.py      the result backend over an engine
+#   explain.py      why a task is not running, and what mends it
+#   envelope.py     Celery's message protocol, as an engine stores it
+#   worker/         claim, run, complete; what happens when a worker dies
+#   engines/        the seam (base.py), and one database behind it per module
+#   entry.py        how a program that never imports celeriac finds the above
+#
+# A task's life reads in that order: task → publish → engines → worker → backend.
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .extension import Celeriac as Celeriac
+    from .extension import make_celery as make_celery
+
+__all__ = ["Celeriac", "make_celery"]
+
+__version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str) -> Any:
+    # kombu imports entry.py, and with it this module, while Celery itself is half imported:
+    # importing the extension here and now would go round in a circle.
+    if name in __all__:
+        return getattr(importlib.import_module(".extension", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
