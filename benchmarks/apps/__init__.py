@@ -1,0 +1,1 @@
+"""The programs that are measured: the same task, made by three factories."""
