@@ -1,0 +1,269 @@
+"""How a thread gets its SQLite connection, and how a fork is survived.
+
+Each thread has one connection, used under that connection's own lock. A fork takes all these
+locks, closes all connections, and only then happens: SQLite's bookkeeping of file locks is a
+process's own, and a child that inherits it believes to hold what only its parent holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .base import EngineConfigurationError
+from .base import EngineError
+from .bell import Bell
+from .bell import Sleeper
+from .migrations import migrate
+from .place import Place
+from .place import prepare
+from .presence import Presence
+
+#: How many pages the log may hold before a commit carries them over into the file: 16 MB. With
+#: SQLite's 4 MB, every tenth batch of a busy worker waits for a checkpoint.
+_CHECKPOINT_PAGES = 4000
+
+
+class Connection:
+    """One thread's connection."""
+
+    def __init__(self, place: Place) -> None:
+        self.lock = threading.RLock()
+        self._place = place
+        self._db: sqlite3.Connection | None = None
+        self._full: bool | None = None
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The open connection."""
+        if self._db is None:
+            self._db = _open(self._place)
+            self._full = None
+        return self._db
+
+    def begin(self, full: bool) -> None:
+        """Take the write lock, waiting for it at most the busy timeout.
+
+        SQLite's own waiting sleeps up to 100 ms between two looks, where our transactions take
+        less than one; so we look more often.
+        """
+        self._synchronous(full)
+        deadline = time.monotonic() + self._place.busy_timeout
+        nap = 0.0001
+        while True:
+            try:
+                self.db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as exc:
+                if not is_busy(exc) or time.monotonic() > deadline:
+                    raise explained(exc, self._place) from exc
+            time.sleep(nap * random.uniform(0.5, 1.5))
+            nap = min(nap * 1.5, 0.005)
+
+    def commit(self) -> None:
+        """Commit; when that fails, nothing was done."""
+        try:
+            self.db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            self.rollback()
+            raise explained(exc, self._place) from exc
+
+    def rollback(self) -> None:
+        """Undo the transaction, if it is still open: SQLite ends it itself on a full disk."""
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Close; the connection opens anew when used."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _synchronous(self, full: bool) -> None:
+        if full is not self._full:
+            self.db.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+            self._full = full
+
+
+class Connections:
+    """The connections of one queue file in this process, and what is shared beside the file."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._reset()
+        _watch_forks(self)
+
+    @contextmanager
+    def get(self) -> Iterator[Connection]:
+        """Give the calling thread its connection."""
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = Connection(self._place)
+            with self._lock:
+                self._all.add(connection)
+        with connection.lock:
+            try:
+                connection.db  # noqa: B018  (opens it)
+            except sqlite3.Error as exc:
+                raise explained(exc, self._place) from exc
+            yield connection
+
+    @contextmanager
+    def sleeper(self) -> Iterator[Sleeper]:
+        """Give the caller a place to sleep."""
+        bell = self.bell()
+        sleeper = bell.sleeper()
+        try:
+            yield sleeper
+        finally:
+            bell.give_back(sleeper)
+
+    def bell(self) -> Bell:
+        """Return the bell of this file."""
+        return _beside(self._place)[0]
+
+    def presence(self) -> Presence:
+        """Return the presence files of this file."""
+        return _beside(self._place)[1]
+
+    def close(self) -> None:
+        """Close every connection; threads that use one are waited for."""
+        for connection in self._list():
+            with connection.lock:
+                connection.close()
+
+    def _list(self) -> list[Connection]:
+        with self._lock:
+            return list(self._all)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._held: list[Connection] = []
+
+    def _before_fork(self) -> None:
+        self._held = self._list()
+        for connection in self._held:
+            connection.lock.acquire()
+            connection.close()
+
+    def _after_fork_in_parent(self) -> None:
+        while self._held:
+            self._held.pop().lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        self._reset()
+        _shared.clear()
+
+
+# Bell and presence are one per file and process, whatever URLs name the file: closing one file
+# descriptor gives up all locks that the process holds on that file.
+_shared: dict[str, tuple[Bell, Presence]] = {}
+_shared_lock = threading.Lock()
+_forkable: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+
+def _beside(place: Place) -> tuple[Bell, Presence]:
+    key = str(place.folder)
+    both = _shared.get(key)
+    if both is None:
+        with _shared_lock:
+            both = _shared.get(key)
+            if both is None:
+                prepare(place)
+                both = _shared[key] = (Bell(place.folder), Presence(place.folder))
+    return both
+
+
+def _watch_forks(connections: Connections) -> None:
+    _forkable.add(connections)
+    _register_at_fork()
+
+
+@functools.cache
+def _register_at_fork() -> None:
+    def each(name: str) -> None:
+        for connections in list(_forkable):
+            getattr(connections, name)()
+
+    os.register_at_fork(
+        before=lambda: each("_before_fork"),
+        after_in_parent=lambda: each("_after_fork_in_parent"),
+        after_in_child=lambda: each("_after_fork_in_child"),
+    )
+
+
+def _open(place: Place) -> sqlite3.Connection:
+    prepare(place)
+    db = sqlite3.connect(
+        place.path,
+        isolation_level=None,
+        timeout=0,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    try:
+        _wait_while_busy(place, lambda: db.execute("PRAGMA journal_mode = WAL").fetchone())
+        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        _wait_while_busy(place, lambda: migrate(db, str(place.path)))
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _wait_while_busy(place: Place, action: Callable[[], object]) -> None:
+    deadline = time.monotonic() + place.busy_timeout
+    while True:
+        try:
+            action()
+            return
+        except sqlite3.OperationalError as exc:
+            if not is_busy(exc) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
+
+
+def is_busy(exc: sqlite3.Error) -> bool:
+    """Say whether another process holds the lock."""
+    return "locked" in str(exc) or "busy" in str(exc)
+
+
+def explained(exc: sqlite3.Error, place: Place) -> EngineError:
+    """Return an error that says what to do about SQLite's."""
+    text = str(exc)
+    path = place.path
+    if is_busy(exc):
+        return EngineError(
+            f"The queue file {path} stayed locked for {place.busy_timeout:g} s. Another program "
+            "holds a transaction open on it: only Celeriac should write to this file."
+        )
+    if "full" in text:
+        return EngineError(
+            f"There is no room left for the queue file {path}. Nothing was written. Free some "
+            "space on its disk; workers go on by themselves."
+        )
+    if "not a database" in text or "malformed" in text:
+        return EngineConfigurationError(
+            f"The queue file {path} is damaged ({text}). Stop the workers, keep a copy, and try "
+            f"'sqlite3 {path} .recover | sqlite3 recovered.sqlite3'; or move it away, and an "
+            "empty one is made."
+        )
+    if "readonly" in text or "unable to open" in text:
+        return EngineConfigurationError(
+            f"The queue file {path} can not be written ({text}). Give the user that runs the "
+            "application and its workers write access to it and to its folder."
+        )
+    return EngineError(f"The queue file {path}: {text}.")

@@ -1,0 +1,68 @@
+"""Numbered migrations: applied in order, each once, and verified at every opening.
+
+The number of the last one is the file's ``user_version``. A migration never changes once it
+was released; ``schema`` questions have one answer, all of them applied in order.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from .base import EngineConfigurationError
+from .statements import load_migrations
+
+#: Marks a SQLite file as a queue file of ours ("Clrc").
+APPLICATION_ID = 0x436C7263
+
+
+def migrate(db: sqlite3.Connection, path: str) -> None:
+    """Bring the file to the newest version.
+
+    :raises EngineConfigurationError: when the file belongs to another program, or was written
+        by a newer version of this one.
+    """
+    migrations = load_migrations("sqlite")
+    newest = migrations[-1][0]
+    if _version(db, path) == newest:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(db, path)  # Another process may have been quicker.
+        if version > newest:
+            raise EngineConfigurationError(
+                f"The queue file {path} has schema version {version}, and this version of "
+                f"Celeriac knows up to {newest}. Upgrade Celeriac, or use another queue file."
+            )
+        for number, _, sql in migrations:
+            if number > version:
+                _apply(db, number, sql)
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+
+
+def _version(db: sqlite3.Connection, path: str) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (owner,) = db.execute("PRAGMA application_id").fetchone()
+    if owner == APPLICATION_ID:
+        return int(version)
+    (objects,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if owner or objects:
+        raise EngineConfigurationError(
+            f"{path} is a SQLite database of another program. The queue needs a file of its "
+            "own: name another one in broker_url, for example sqlite:///celeriac.sqlite3."
+        )
+    return 0
+
+
+def _apply(db: sqlite3.Connection, number: int, sql: str) -> None:
+    # executescript() would commit first, and with it give up the lock.
+    statement = ""
+    for line in sql.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            db.execute(statement)
+            statement = ""
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {number}")

@@ -1,0 +1,133 @@
+"""Where a queue file may live: reading its URL, making it, and refusing what can not work.
+
+SQLite's locks and shared memory do not work over network file systems; a queue there would lose
+messages or run them twice. So that is found out at the opening, with advice.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+from urllib.parse import unquote
+
+from .base import EngineConfigurationError
+
+#: The file used when a URL names none.
+DEFAULT_NAME = "celeriac.sqlite3"
+
+_NETWORK = frozenset(
+    "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph glusterfs lustre ncpfs sshfs fuse.sshfs "
+    "fuse.glusterfs fuse.s3fs fuse.rclone davfs fuse.davfs2 gfs2 ocfs2 beegfs".split()
+)
+_ADVICE = (
+    "SQLite can not lock files there, and messages would be lost or run twice. Put the queue "
+    "file on a local disk, or use a broker for several machines (redis://, amqp://)."
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A queue file and how to treat it, as its URL says."""
+
+    path: Path
+    #: Whether a commit survives the loss of power (``?durability=full``, the default) or only
+    #: the death of every process (``?durability=normal``).
+    full: bool = True
+    #: How long an operation waits for the lock before it fails (seconds).
+    busy_timeout: float = 30.0
+
+    @property
+    def folder(self) -> Path:
+        """The folder beside the file, for the bell and the presence files."""
+        return self.path.with_name(self.path.name + ".d")
+
+
+def parse_url(url: str) -> Place:
+    """Read ``sqlite:///relative``, ``sqlite:////absolute`` and the options behind ``?``."""
+    scheme, _, rest = url.partition("://")
+    name, _, query = rest.partition("?")
+    host, slash, file = name.partition("/")
+    if host or ":memory:" in file:
+        raise EngineConfigurationError(
+            f"{url} names no file. Write sqlite:///queue.sqlite3 for a file in the instance "
+            "folder, sqlite:////var/lib/app/queue.sqlite3 for an absolute path. A queue in "
+            "memory could not be reached by a worker; for tests use a temporary file."
+        )
+    path = Path(unquote(file)) if slash and file else Path(DEFAULT_NAME)
+    return Place(path.absolute(), **_options(url, query))
+
+
+def _options(url: str, query: str) -> dict[str, bool | float]:
+    options: dict[str, bool | float] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name == "durability" and value in ("full", "normal"):
+            options["full"] = value == "full"
+        elif name == "busy_timeout" and _is_seconds(value):
+            options["busy_timeout"] = float(value)
+        else:
+            raise EngineConfigurationError(
+                f"{name}={value} in {url} is not understood. The options are durability=full, "
+                "durability=normal and busy_timeout=<seconds>."
+            )
+    return options
+
+
+def _is_seconds(value: str) -> bool:
+    return value.replace(".", "", 1).isdigit()
+
+
+def prepare(place: Place) -> None:
+    """Make the file (mode 0600) and the folder beside it (0700), if they do not exist.
+
+    :raises EngineConfigurationError: when they can not be made, or not be used.
+    """
+    parent = place.path.parent
+    if not parent.is_dir():
+        raise EngineConfigurationError(
+            f"The folder {parent} of the queue file does not exist. Create it, or name another "
+            "file in broker_url."
+        )
+    _refuse_network(place.path)
+    try:
+        os.close(os.open(place.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        place.folder.mkdir(mode=0o700, exist_ok=True)
+    except IsADirectoryError:
+        raise EngineConfigurationError(
+            f"{place.path} is a folder, and the queue needs a file. Name a file in broker_url."
+        ) from None
+    except OSError as exc:
+        raise EngineConfigurationError(
+            f"The queue file {place.path} can not be written: {exc.strerror}. Give the user "
+            f"that runs the application and its workers write access to {parent} and the files "
+            "in it, or name another file in broker_url."
+        ) from exc
+
+
+def _refuse_network(path: Path) -> None:
+    kind = file_system(path)
+    if kind in _NETWORK:
+        raise EngineConfigurationError(
+            f"The queue file {path} is on a network file system ({kind}). {_ADVICE}"
+        )
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Return the type of the file system that ``path`` is on; ``None`` where it is not told."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return None
+    real = os.path.realpath(path)
+    found, kind = "", None
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].encode().decode("unicode_escape")
+        if len(point) >= len(found) and _contains(point, real):
+            found, kind = point, after.split()[0]
+    return kind
+
+
+def _contains(point: str, path: str) -> bool:
+    return point == "/" or path == point or path.startswith(point + "/")

@@ -1,0 +1,284 @@
+-- Every statement of the SQLite engine, by name.
+
+-- Messages
+
+-- name: create_queue
+INSERT INTO celeriac_queues (name, used_at) VALUES (:name, :now) ON CONFLICT DO NOTHING;
+
+-- name: create_lane
+INSERT INTO celeriac_lanes (queue, task) VALUES (:queue, :task) ON CONFLICT DO NOTHING;
+
+-- name: lanes
+SELECT l.id, l.queue, l.task, q.message_ttl
+FROM celeriac_lanes l LEFT JOIN celeriac_queues q ON q.name = l.queue;
+
+-- Ids are never used twice, so a change shows in one of the two; a queue declared anew, with
+-- another time to live, shows in the third.
+-- name: lanes_version
+SELECT count(*), max(id), (SELECT total(message_ttl) FROM celeriac_queues) FROM celeriac_lanes;
+
+-- name: delete_lanes
+DELETE FROM celeriac_lanes WHERE queue = ?;
+
+-- name: insert_message
+INSERT INTO celeriac_messages
+    (lane, rank, task_id, published_at, due_at, expires_at, envelope, body)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: insert_ready
+INSERT INTO celeriac_ready (lane, rank, id) VALUES (?, ?, ?);
+
+-- name: insert_scheduled
+INSERT INTO celeriac_scheduled (due_at, id, lane, rank) VALUES (?, ?, ?, ?);
+
+-- One seek into the index: the price of asking whether there is work.
+-- name: is_ready
+SELECT 1 FROM celeriac_ready WHERE lane = ? LIMIT 1;
+
+-- name: next_due
+SELECT min(due_at) FROM celeriac_scheduled;
+
+-- A bounded share at a time, so that a million tasks due at midnight do not hold the lock.
+-- name: take_due
+DELETE FROM celeriac_scheduled WHERE (due_at, id) IN (
+    SELECT due_at, id FROM celeriac_scheduled WHERE due_at <= ? ORDER BY due_at, id LIMIT 1000
+) RETURNING lane, rank, id;
+
+-- The head of one lane. Lanes are merged by the caller, because SQLite would sort all that
+-- waits in them: ORDER BY over several lanes can not use the index.
+-- name: head
+SELECT rank, id FROM celeriac_ready WHERE lane = ? ORDER BY rank, id LIMIT ?;
+
+-- name: delete_ready
+DELETE FROM celeriac_ready WHERE lane = ? AND rank = ? AND id = ?;
+
+-- name: insert_claim
+INSERT INTO celeriac_claims (id, token, worker, slot, claimed_at) VALUES (?, ?, ?, ?, ?);
+
+-- name: claimed_messages
+SELECT id, token, queue, envelope, body, task, task_id, priority, deaths, redelivered, expires_at
+FROM celeriac_deliveries WHERE id IN (SELECT value FROM json_each(?));
+
+-- The fence: only claims that still carry their token are ended, and only these count.
+-- name: end_claims
+DELETE FROM celeriac_claims
+WHERE token = ? AND id IN (SELECT value FROM json_each(?))
+RETURNING id;
+
+-- name: delete_messages
+DELETE FROM celeriac_messages WHERE id IN (SELECT value FROM json_each(?));
+
+-- name: restore_ready
+INSERT INTO celeriac_ready (lane, rank, id)
+SELECT lane, rank, id FROM celeriac_messages WHERE id IN (SELECT value FROM json_each(?));
+
+-- name: mark_redelivered
+UPDATE celeriac_messages SET redelivered = 1, deaths = deaths + ?
+WHERE id IN (SELECT value FROM json_each(?));
+
+-- name: rates
+SELECT task, next_at FROM celeriac_rates;
+
+-- name: set_rate
+INSERT INTO celeriac_rates (task, next_at) VALUES (?, ?)
+ON CONFLICT (task) DO UPDATE SET next_at = excluded.next_at;
+
+-- name: purge_ready
+DELETE FROM celeriac_ready WHERE lane IN (SELECT id FROM celeriac_lanes WHERE queue = ?)
+RETURNING id;
+
+-- name: purge_scheduled
+DELETE FROM celeriac_scheduled WHERE lane IN (SELECT id FROM celeriac_lanes WHERE queue = ?)
+RETURNING id;
+
+-- Queues and exchanges
+
+-- name: declare_queue
+INSERT INTO celeriac_queues (name, expires, message_ttl, auto_delete, used_at)
+VALUES (:name, :expires, :message_ttl, :auto_delete, :now)
+ON CONFLICT (name) DO UPDATE SET
+    expires = excluded.expires, message_ttl = excluded.message_ttl,
+    auto_delete = excluded.auto_delete, used_at = excluded.used_at;
+
+-- name: delete_queue
+DELETE FROM celeriac_queues WHERE name = ?;
+
+-- name: delete_queue_bindings
+DELETE FROM celeriac_bindings WHERE queue = ?;
+
+-- name: idle_queues
+SELECT name FROM celeriac_queues WHERE expires IS NOT NULL AND used_at + expires < ?;
+
+-- name: bind
+INSERT INTO celeriac_bindings (exchange, type, routing_key, queue) VALUES (?, ?, ?, ?)
+ON CONFLICT (exchange, routing_key, queue) DO UPDATE SET type = excluded.type;
+
+-- name: unbind
+DELETE FROM celeriac_bindings WHERE exchange = ? AND routing_key = ? AND queue = ?;
+
+-- name: bindings
+SELECT exchange, type, routing_key, queue FROM celeriac_bindings WHERE exchange = ?;
+
+-- Results
+
+-- A success is final: a second run of a redelivered task does not change what callers saw.
+-- name: store_result
+INSERT INTO celeriac_results (task_id, state, meta, expires_at) VALUES (?, ?, ?, ?)
+ON CONFLICT (task_id) DO UPDATE SET
+    state = excluded.state, meta = excluded.meta, expires_at = excluded.expires_at
+WHERE state <> 'SUCCESS';
+
+-- name: get_results
+SELECT task_id, state, meta, expires_at FROM celeriac_results
+WHERE task_id IN (SELECT value FROM json_each(?));
+
+-- name: forget
+DELETE FROM celeriac_results WHERE task_id IN (SELECT value FROM json_each(?));
+
+-- name: expire_results
+DELETE FROM celeriac_results WHERE id IN (
+    SELECT id FROM celeriac_results WHERE expires_at <= ? ORDER BY expires_at LIMIT 1000
+);
+
+-- name: save_group
+INSERT INTO celeriac_groups (group_id, meta, expires_at) VALUES (?, ?, ?)
+ON CONFLICT (group_id) DO UPDATE SET meta = excluded.meta, expires_at = excluded.expires_at;
+
+-- name: get_group
+SELECT meta FROM celeriac_groups WHERE group_id = ?;
+
+-- name: delete_group
+DELETE FROM celeriac_groups WHERE group_id = ?;
+
+-- name: expire_groups
+DELETE FROM celeriac_groups WHERE expires_at <= ?;
+
+-- Chords
+
+-- name: set_chord_size
+INSERT INTO celeriac_chords (group_id, size, used_at) VALUES (?, ?, ?)
+ON CONFLICT (group_id) DO UPDATE SET size = excluded.size, used_at = excluded.used_at;
+
+-- name: add_to_chord
+INSERT INTO celeriac_chords (group_id, extra, used_at) VALUES (?, 1, ?)
+ON CONFLICT (group_id) DO UPDATE SET extra = extra + 1, used_at = excluded.used_at;
+
+-- name: insert_part
+INSERT INTO celeriac_chord_parts (group_id, member, place, meta) VALUES (?, ?, ?, ?)
+ON CONFLICT DO NOTHING;
+
+-- name: count_part
+INSERT INTO celeriac_chords (group_id, done, callback, used_at) VALUES (?, 1, ?, ?)
+ON CONFLICT (group_id) DO UPDATE SET
+    done = done + 1, callback = excluded.callback, used_at = excluded.used_at;
+
+-- Changes a row once in the life of a chord: for the one who is to dispatch its callback.
+-- name: complete_chord
+UPDATE celeriac_chords SET completed_at = ?
+WHERE group_id = ? AND completed_at IS NULL AND done > 0 AND done >= size + extra;
+
+-- name: chord_parts
+SELECT p.group_id, p.member, p.place, p.meta, c.callback
+FROM celeriac_chord_parts p JOIN celeriac_chords c ON c.group_id = p.group_id
+WHERE p.group_id = ? ORDER BY p.place IS NULL, p.place, p.id;
+
+-- name: ready_chords
+SELECT p.group_id, p.member, p.place, p.meta, c.callback
+FROM celeriac_chords c JOIN celeriac_chord_parts p ON p.group_id = c.group_id
+WHERE c.completed_at < ? GROUP BY p.group_id;
+
+-- name: finish_chord
+DELETE FROM celeriac_chords WHERE group_id = ?;
+
+-- name: delete_parts
+DELETE FROM celeriac_chord_parts WHERE group_id = ?;
+
+-- name: expired_chords
+SELECT group_id FROM celeriac_chords WHERE used_at < ?;
+
+-- Revocation
+
+-- name: revoke
+INSERT INTO celeriac_revoked (task_id, revoked_at) VALUES (?, ?) ON CONFLICT DO NOTHING;
+
+-- name: any_revoked
+SELECT 1 FROM celeriac_revoked LIMIT 1;
+
+-- name: revoked
+SELECT task_id FROM celeriac_revoked WHERE task_id IN (SELECT value FROM json_each(?));
+
+-- name: expire_revoked
+DELETE FROM celeriac_revoked WHERE revoked_at < ?;
+
+-- Workers
+
+-- name: register
+INSERT INTO celeriac_workers
+    (id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at)
+VALUES (:id, :hostname, :pid, :queues, :tasks, :concurrency, :now, :now)
+ON CONFLICT (id) DO UPDATE SET
+    hostname = excluded.hostname, pid = excluded.pid, queues = excluded.queues,
+    tasks = excluded.tasks, concurrency = excluded.concurrency,
+    heartbeat_at = excluded.heartbeat_at
+RETURNING number;
+
+-- name: heartbeat
+UPDATE celeriac_workers SET heartbeat_at = ? WHERE id = ?;
+
+-- name: deregister
+DELETE FROM celeriac_workers WHERE id = ?;
+
+-- name: worker_number
+SELECT number FROM celeriac_workers WHERE id = ?;
+
+-- name: workers
+SELECT number, id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at
+FROM celeriac_workers ORDER BY number;
+
+-- name: claimants
+SELECT DISTINCT c.worker, c.slot, w.id, w.hostname
+FROM celeriac_claims c LEFT JOIN celeriac_workers w ON w.number = c.worker;
+
+-- name: held_by
+SELECT id, token, queue, envelope, body, task, task_id, priority, deaths, redelivered, expires_at
+FROM celeriac_deliveries WHERE worker = ? AND slot = ?
+ORDER BY claimed_at, id;
+
+-- name: is_claimant
+SELECT 1 FROM celeriac_claims WHERE worker = ? LIMIT 1;
+
+-- Reading
+
+-- name: queue_sizes
+SELECT q.name, (
+    SELECT count(*) FROM celeriac_lanes l JOIN celeriac_ready r ON r.lane = l.id
+    WHERE l.queue = q.name
+) FROM celeriac_queues q;
+
+-- name: list_tasks
+SELECT * FROM celeriac_tasks
+WHERE (:worker IS NULL OR worker = :worker)
+  AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+  AND (:status IS NULL OR status = :status)
+ORDER BY id LIMIT :limit;
+
+-- Apart from list_tasks, because only this shape can use the index.
+-- name: list_tasks_by_id
+SELECT * FROM celeriac_tasks
+WHERE task_id <> '' AND task_id IN (SELECT value FROM json_each(:task_ids))
+  AND (:worker IS NULL OR worker = :worker)
+  AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+  AND (:status IS NULL OR status = :status)
+ORDER BY id LIMIT :limit;
+
+-- name: list_claimed_tasks
+SELECT t.* FROM celeriac_claims c JOIN celeriac_tasks t ON t.id = c.id
+WHERE (:worker IS NULL OR t.worker = :worker)
+  AND (:queues IS NULL OR t.queue IN (SELECT value FROM json_each(:queues)))
+ORDER BY t.id LIMIT :limit;
+
+-- name: list_scheduled_tasks
+SELECT t.* FROM celeriac_scheduled s JOIN celeriac_tasks t ON t.id = s.id
+WHERE (:worker IS NULL OR t.worker = :worker)
+  AND (:queues IS NULL OR t.queue IN (SELECT value FROM json_each(:queues)))
+ORDER BY s.due_at, s.id LIMIT :limit;

@@ -1,0 +1,625 @@
+"""The SQLite engine: one file, one writer at a time, connections that never cross a fork.
+
+Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction over the
+statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is how a thread gets its connection
+and how a fork is survived; :mod:`.lanes` is what a claim may choose from; and what belongs to the
+machine rather than the file, who sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import contextmanager
+from itertools import islice
+from itertools import zip_longest
+from typing import Any
+from typing import TypeVar
+
+from .base import FINISHED
+from .base import Action
+from .base import Binding
+from .base import ChordPart
+from .base import Completion
+from .base import Delivery
+from .base import Engine
+from .base import EngineError
+from .base import Lost
+from .base import Message
+from .base import Outcome
+from .base import Queue
+from .base import Result
+from .base import TaskInfo
+from .base import Worker
+from .bell import MESSAGES
+from .bell import RESULTS
+from .bell import mask
+from .connections import Connections
+from .connections import explained
+from .lanes import Intake
+from .lanes import Lanes
+from .place import Place
+from .place import parse_url
+from .statements import load_statements
+
+T = TypeVar("T")
+
+#: The longest sleep without a look at the file (seconds): the floor under a lost wake-up.
+FLOOR = 1.0
+#: How long chords wait for their parts, and revocations for their messages (seconds).
+KEEP = 30 * 86400.0
+
+
+class SQLiteEngine(Engine):
+    """One queue file. See :class:`~celeriac.engines.base.Engine` for what each operation promises.
+
+    :param url: ``sqlite:///relative.sqlite3``, ``sqlite:////absolute.sqlite3``, with the
+        options ``durability=full|normal`` and ``busy_timeout=<seconds>``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.place: Place = parse_url(url)
+        self._connections = Connections(self.place)
+        self._sql = load_statements("sqlite")
+        self._insert_sql = self._sql["insert_message"]
+        self._lanes = Lanes(self._sql)
+        self._numbers: dict[str, int] = {}
+
+    # Messages
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        durable = not all(message.transient for message in messages)
+        with self._write(durable) as db:
+            self._insert(db, messages)
+        self._ring_queues(messages)
+
+    def claim(
+        self,
+        queues: Sequence[str],
+        limit: int,
+        *,
+        worker: str,
+        slot: int = 0,
+        tasks: Collection[str] | None = None,
+        rates: Mapping[str, float] | None = None,
+    ) -> list[Delivery]:
+        intake = Intake.of(queues, tasks, rates)
+        # Looking costs no lock, so idle workers do not stand in the way of those who write.
+        if self._read(lambda db: self._outlook(db, intake)) > 0:
+            return []
+        with self._write(durable=False) as db:
+            now = time.time()
+            self._take_due(db, now)
+            heads = self._heads(db, intake, limit, now)
+            return self._claim(db, heads, self._number(db, worker), slot, now)
+
+    def complete(self, outcomes: Sequence[Outcome]) -> Completion:
+        if not outcomes:
+            return Completion(frozenset(), ())
+        with self._write() as db:
+            held = self._end_claims(db, [outcome.delivery for outcome in outcomes])
+            recorded = [outcome for outcome in outcomes if outcome.delivery.tag in held]
+            self._settle(db, recorded)
+            results = [result for outcome in recorded for result in outcome.results]
+            messages = [message for outcome in recorded for message in outcome.messages]
+            parts = [part for outcome in recorded for part in outcome.parts]
+            self._store(db, results)
+            self._insert(db, messages)
+            chords = [part for part in parts if self._join(db, part)]
+        self._ring_results(results)
+        self._ring_queues(messages)
+        return Completion(frozenset(held), chords)
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        with self._write(durable=False) as db:
+            held = self._end_claims(db, deliveries)
+            db.execute(self._sql["restore_ready"], (json.dumps(sorted(held)),))
+        self._ring_queues(deliveries)
+
+    def redeliver(self, deliveries: Sequence[Delivery], *, died: bool) -> None:
+        with self._write() as db:
+            held = json.dumps(sorted(self._end_claims(db, deliveries)))
+            db.execute(self._sql["mark_redelivered"], (int(died), held))
+            db.execute(self._sql["restore_ready"], (held,))
+        self._ring_queues(deliveries)
+
+    def purge(self, queue: str) -> int:
+        with self._write() as db:
+            return self._purge(db, queue)
+
+    def wait_for_messages(
+        self,
+        queues: Sequence[str],
+        timeout: float,
+        *,
+        tasks: Collection[str] | None = None,
+        rates: Mapping[str, float] | None = None,
+        place: tuple[str, int] | None = None,
+    ) -> bool:
+        intake = Intake.of(queues, tasks, rates)
+
+        def ready() -> bool:
+            return self._read(lambda db: self._outlook(db, intake)) <= 0
+
+        with self._connections.sleeper() as sleeper:
+            if place is not None:
+                self._connections.presence().sleeps_on(*place, sleeper.slot)
+            outlook = self._read(lambda db: self._outlook(db, intake))
+            nap = min(timeout, outlook, FLOOR)
+            return nap <= 0 < timeout or sleeper.wait(MESSAGES, mask(queues), nap, ready)
+
+    def wake(self, worker_id: str, slot: int) -> None:
+        bell_slot = self._connections.presence().bell_slot(worker_id, slot)
+        if bell_slot is not None:
+            self._connections.bell().ring_slot(bell_slot)
+
+    # Queues and exchanges
+
+    def declare_queue(self, queue: Queue) -> None:
+        fields = {**queue._asdict(), "auto_delete": int(queue.auto_delete), "now": time.time()}
+        with self._write(durable=False) as db:
+            db.execute(self._sql["declare_queue"], fields)
+            self._lanes.forget()
+
+    def delete_queue(self, queue: str) -> None:
+        with self._write() as db:
+            self._delete_queue(db, queue)
+
+    def bind(self, binding: Binding) -> None:
+        with self._write(durable=False) as db:
+            db.execute(self._sql["bind"], binding)
+
+    def unbind(self, binding: Binding) -> None:
+        with self._write(durable=False) as db:
+            key = (binding.exchange, binding.routing_key, binding.queue)
+            db.execute(self._sql["unbind"], key)
+
+    def bindings(self, exchange: str) -> list[Binding]:
+        rows = self._rows("bindings", (exchange,))
+        return [Binding(*row) for row in rows]
+
+    # Results
+
+    def store_results(self, results: Sequence[Result]) -> None:
+        with self._write() as db:
+            self._store(db, results)
+        self._ring_results(results)
+
+    def get_results(self, task_ids: Sequence[str]) -> dict[str, Result]:
+        rows = self._rows("get_results", (json.dumps(list(task_ids)),))
+        return {row[0]: Result(*row) for row in rows}
+
+    def wait_for_results(self, task_ids: Sequence[str], timeout: float) -> dict[str, Result]:
+        found: dict[str, Result] = {}
+
+        def ready() -> bool:
+            for task_id, result in self.get_results(task_ids).items():
+                if result.state in FINISHED:
+                    found[task_id] = result
+            return bool(found)
+
+        deadline = time.monotonic() + timeout
+        with self._connections.sleeper() as sleeper:
+            while not ready():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                sleeper.wait(RESULTS, mask(task_ids), min(left, FLOOR), ready)
+        return found
+
+    def forget(self, task_ids: Sequence[str]) -> None:
+        with self._write(durable=False) as db:
+            db.execute(self._sql["forget"], (json.dumps(list(task_ids)),))
+
+    def save_group(self, group_id: str, meta: bytes, expires_at: float | None) -> None:
+        with self._write() as db:
+            db.execute(self._sql["save_group"], (group_id, meta, expires_at))
+
+    def get_group(self, group_id: str) -> bytes | None:
+        rows = self._rows("get_group", (group_id,))
+        return rows[0][0] if rows else None
+
+    def delete_group(self, group_id: str) -> None:
+        with self._write(durable=False) as db:
+            db.execute(self._sql["delete_group"], (group_id,))
+
+    # Chords
+
+    def set_chord_size(self, group_id: str, size: int) -> bool:
+        now = time.time()
+        with self._write() as db:
+            db.execute(self._sql["set_chord_size"], (group_id, size, now))
+            return self._is_complete(db, group_id, now)
+
+    def add_to_chord(self, group_id: str) -> None:
+        with self._write() as db:
+            db.execute(self._sql["add_to_chord"], (group_id, time.time()))
+
+    def join_chord(self, part: ChordPart) -> bool:
+        with self._write() as db:
+            return self._join(db, part)
+
+    def chord_parts(self, group_id: str) -> list[ChordPart]:
+        return [ChordPart(*row) for row in self._rows("chord_parts", (group_id,))]
+
+    def finish_chord(
+        self,
+        group_id: str,
+        messages: Sequence[Message] = (),
+        results: Sequence[Result] = (),
+    ) -> bool:
+        with self._write() as db:
+            if not self._drop_chord(db, group_id):
+                return False
+            self._insert(db, messages)
+            self._store(db, results)
+        self._ring_results(results)
+        self._ring_queues(messages)
+        return True
+
+    def ready_chords(self, before: float) -> list[ChordPart]:
+        return [ChordPart(*row) for row in self._rows("ready_chords", (before,))]
+
+    # Revocation
+
+    def revoke(self, task_ids: Collection[str]) -> None:
+        now = time.time()
+        with self._write() as db:
+            db.executemany(self._sql["revoke"], [(task_id, now) for task_id in task_ids])
+
+    def revoked(self, task_ids: Collection[str]) -> set[str]:
+        if not self._rows("any_revoked"):
+            return set()
+        return {row[0] for row in self._rows("revoked", (json.dumps(list(task_ids)),))}
+
+    # Workers
+
+    def register(self, worker: Worker) -> None:
+        fields = {
+            "id": worker.id,
+            "hostname": worker.hostname,
+            "pid": worker.pid,
+            "queues": json.dumps(list(worker.queues)),
+            "tasks": json.dumps(sorted(worker.tasks)),
+            "concurrency": worker.concurrency,
+            "now": time.time(),
+        }
+        self._connections.presence().hold(worker.id)
+        with self._write(durable=False) as db:
+            ((number,),) = db.execute(self._sql["register"], fields).fetchall()
+        self._numbers[worker.id] = number
+
+    def attend(self, worker_id: str, slot: int) -> None:
+        self._connections.presence().hold(worker_id, slot)
+
+    def heartbeat(self, worker_id: str) -> None:
+        with self._write(durable=False) as db:
+            db.execute(self._sql["heartbeat"], (time.time(), worker_id))
+
+    def deregister(self, worker_id: str) -> None:
+        presence = self._connections.presence()
+        with self._write(durable=False) as db:
+            number = self._numbers.pop(worker_id, None)
+            if not db.execute(self._sql["is_claimant"], (number,)).fetchall():
+                db.execute(self._sql["deregister"], (worker_id,))
+        presence.remove(worker_id)
+
+    def lost(self, worker_id: str | None = None, slot: int | None = None) -> list[Lost]:
+        presence = self._connections.presence()
+        lost: list[Lost] = []
+        for number, place, claimant, hostname in self._rows("claimants"):
+            if worker_id is not None:
+                dead = (claimant, place) == (worker_id, slot)
+            else:
+                dead = claimant is None or not presence.is_alive(claimant, place)
+            if dead:
+                held = self._rows("held_by", (number, place))
+                lost += [
+                    Lost(_delivery(row), claimant or "", place, hostname or "") for row in held
+                ]
+        return lost
+
+    def maintain(self, now: float) -> None:
+        with self._write(durable=False) as db:
+            for name in ("expire_results", "expire_groups"):
+                db.execute(self._sql[name], (now,))
+            db.execute(self._sql["expire_revoked"], (now - KEEP,))
+            for (group_id,) in db.execute(self._sql["expired_chords"], (now - KEEP,)).fetchall():
+                self._drop_chord(db, group_id)
+            for (queue,) in db.execute(self._sql["idle_queues"], (now,)).fetchall():
+                self._delete_queue(db, queue)
+        presence = self._connections.presence()
+        for row in self._rows("workers"):
+            if not presence.is_alive(row[1]):
+                self.deregister(row[1])
+
+    # Reading
+
+    def queue_sizes(self, queues: Sequence[str] | None = None) -> dict[str, int]:
+        sizes = {name: size for name, size in self._rows("queue_sizes")}
+        if queues is None:
+            return sizes
+        return {name: sizes[name] for name in queues if name in sizes}
+
+    def list_workers(self) -> list[Worker]:
+        presence = self._connections.presence()
+        return [
+            Worker(
+                id,
+                hostname,
+                pid,
+                json.loads(queues),
+                frozenset(json.loads(tasks)),
+                concurrency,
+                started_at,
+                heartbeat_at,
+                presence.is_alive(id),
+            )
+            for _, id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at in self._rows(
+                "workers"
+            )
+            if hostname
+        ]
+
+    def list_tasks(
+        self,
+        *,
+        task_ids: Sequence[str] | None = None,
+        worker: str | None = None,
+        queues: Sequence[str] | None = None,
+        status: str | None = None,
+        limit: int = 1000,
+    ) -> list[TaskInfo]:
+        name = "list_tasks"
+        if task_ids is not None:
+            name = "list_tasks_by_id"
+        elif status in ("claimed", "scheduled"):
+            name = f"list_{status}_tasks"
+        parameters = {
+            "task_ids": None if task_ids is None else json.dumps(list(task_ids)),
+            "worker": worker,
+            "queues": None if queues is None else json.dumps(list(queues)),
+            "status": status,
+            "limit": limit,
+        }
+        return [TaskInfo(*row) for row in self._rows(name, parameters)]
+
+    def close(self) -> None:
+        self._connections.close()
+
+    # Transactions
+
+    @contextmanager
+    def _write(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction that holds the write lock from its first statement.
+
+        What is not durable may be undone by a loss of power, which then undoes it whole: a
+        claim, say, returns to its queue. Only the durable ones wait for the disk.
+        """
+        with self._connections.get() as connection:
+            connection.begin(durable and self.place.full)
+            try:
+                yield connection.db
+            except BaseException as exc:
+                connection.rollback()
+                if isinstance(exc, sqlite3.Error):
+                    raise explained(exc, self.place) from exc
+                raise
+            connection.commit()
+
+    def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        with self._connections.get() as connection:
+            try:
+                return read(connection.db)
+            except sqlite3.Error as exc:
+                raise explained(exc, self.place) from exc
+
+    def _rows(self, name: str, parameters: Any = ()) -> list[Any]:
+        return self._read(lambda db: db.execute(self._sql[name], parameters).fetchall())
+
+    # Steps of the transactions above
+
+    def _insert(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
+        now = time.time()
+        lanes = self._lanes.ensure(db, {(message.queue, message.task) for message in messages})
+        ready, scheduled = [], []
+        for message in messages:
+            lane, ttl = lanes[message.queue, message.task]
+            rank, due_at, expires_at = -message.priority, message.due_at, message.expires_at
+            if ttl is not None:
+                expires_at = min(now + ttl, expires_at or now + ttl)
+            fields = (lane, rank, message.task_id, now, due_at, expires_at)
+            cursor = db.execute(self._insert_sql, (*fields, message.envelope, message.body))
+            tag = cursor.lastrowid
+            if due_at is None or due_at <= now:
+                ready.append((lane, rank, tag))
+            else:
+                scheduled.append((due_at, tag, lane, rank))
+        db.executemany(self._sql["insert_ready"], ready)
+        db.executemany(self._sql["insert_scheduled"], scheduled)
+
+    def _take_due(self, db: sqlite3.Connection, now: float) -> None:
+        ((due_at,),) = db.execute(self._sql["next_due"])
+        if due_at is not None and due_at <= now:
+            due = db.execute(self._sql["take_due"], (now,)).fetchall()
+            db.executemany(self._sql["insert_ready"], due)
+
+    def _heads(
+        self, db: sqlite3.Connection, intake: Intake, limit: int, now: float
+    ) -> list[tuple[int, int, int]]:
+        """Choose up to ``limit`` messages: queues take turns, the best of each first."""
+        turns: dict[str, list[tuple[int, int, int]]] = {}
+        held_back = self._held_back(db, intake, now)
+        for lane in self._lanes.select(db, intake):
+            if lane.task in held_back:
+                continue
+            share = 1 if lane.task in intake.rates else limit
+            rows = db.execute(self._sql["head"], (lane.id, share)).fetchall()
+            turns.setdefault(lane.queue, []).extend((rank, tag, lane.id) for rank, tag in rows)
+        heads = list(islice(_in_turns(turns), limit))
+        self._note_starts(db, intake, heads, now)
+        return [(lane, rank, tag) for rank, tag, lane in heads]
+
+    def _claim(
+        self,
+        db: sqlite3.Connection,
+        heads: list[tuple[int, int, int]],
+        number: int,
+        slot: int,
+        now: float,
+    ) -> list[Delivery]:
+        token = random.getrandbits(62)
+        tags = [head[2] for head in heads]
+        db.executemany(self._sql["delete_ready"], heads)
+        claims = [(tag, token, number, slot, now) for tag in tags]
+        db.executemany(self._sql["insert_claim"], claims)
+        rows = db.execute(self._sql["claimed_messages"], (json.dumps(tags),)).fetchall()
+        found = {row[0]: _delivery(row) for row in rows}
+        deliveries = [found[tag] for tag in tags]
+        # A task that expired is somebody's to revoke; of any other message nobody hears again.
+        stale = [item for item in deliveries if not item.task and _is_expired(item, now)]
+        if stale:
+            gone = self._end_claims(db, stale)
+            db.execute(self._sql["delete_messages"], (json.dumps(sorted(gone)),))
+            deliveries = [item for item in deliveries if item.tag not in gone]
+        return deliveries
+
+    def _end_claims(self, db: sqlite3.Connection, deliveries: Sequence[Delivery]) -> frozenset[int]:
+        """End the claims that are still held; return their tags."""
+        by_token: dict[int, list[int]] = {}
+        for delivery in deliveries:
+            by_token.setdefault(delivery.token, []).append(delivery.tag)
+        held: list[int] = []
+        for token, tags in by_token.items():
+            rows = db.execute(self._sql["end_claims"], (token, json.dumps(tags))).fetchall()
+            held += [tag for (tag,) in rows]
+        return frozenset(held)
+
+    def _settle(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
+        done, again = [], []
+        for outcome in outcomes:
+            (done if outcome.action is Action.ACKNOWLEDGE else again).append(outcome.delivery.tag)
+        if done:
+            db.execute(self._sql["delete_messages"], (json.dumps(done),))
+        if again:
+            tags = json.dumps(again)
+            db.execute(self._sql["mark_redelivered"], (0, tags))
+            db.execute(self._sql["restore_ready"], (tags,))
+
+    def _store(self, db: sqlite3.Connection, results: Sequence[Result]) -> None:
+        db.executemany(self._sql["store_result"], results)
+
+    def _join(self, db: sqlite3.Connection, part: ChordPart) -> bool:
+        now = time.time()
+        fields = (part.group_id, part.member, part.index, part.meta)
+        if not db.execute(self._sql["insert_part"], fields).rowcount:
+            return False
+        db.execute(self._sql["count_part"], (part.group_id, part.callback, now))
+        return self._is_complete(db, part.group_id, now)
+
+    def _is_complete(self, db: sqlite3.Connection, group_id: str, now: float) -> bool:
+        return db.execute(self._sql["complete_chord"], (now, group_id)).rowcount > 0
+
+    def _drop_chord(self, db: sqlite3.Connection, group_id: str) -> bool:
+        db.execute(self._sql["delete_parts"], (group_id,))
+        return db.execute(self._sql["finish_chord"], (group_id,)).rowcount > 0
+
+    def _purge(self, db: sqlite3.Connection, queue: str) -> int:
+        tags = [
+            tag
+            for name in ("purge_ready", "purge_scheduled")
+            for (tag,) in db.execute(self._sql[name], (queue,)).fetchall()
+        ]
+        db.execute(self._sql["delete_messages"], (json.dumps(tags),))
+        return len(tags)
+
+    def _delete_queue(self, db: sqlite3.Connection, queue: str) -> None:
+        self._purge(db, queue)
+        for name in ("delete_queue", "delete_queue_bindings", "delete_lanes"):
+            db.execute(self._sql[name], (queue,))
+
+    # Rate limits: rows that say when a task may start next, whoever starts it
+
+    def _held_back(self, db: sqlite3.Connection, intake: Intake, now: float) -> dict[str, float]:
+        if not intake.rates:
+            return {}
+        rows = db.execute(self._sql["rates"]).fetchall()
+        return {task: at for task, at in rows if at > now and task in intake.rates}
+
+    def _note_starts(
+        self,
+        db: sqlite3.Connection,
+        intake: Intake,
+        heads: list[tuple[int, int, int]],
+        now: float,
+    ) -> None:
+        if not intake.rates:
+            return
+        tasks = {lane.id: lane.task for lane in self._lanes.select(db, intake)}
+        for task in {tasks[head[2]] for head in heads} & set(intake.rates):
+            db.execute(self._sql["set_rate"], (task, now + intake.rates[task]))
+
+    def _outlook(self, db: sqlite3.Connection, intake: Intake) -> float:
+        """Return in how many seconds something may be claimed; zero means now."""
+        now = time.time()
+        held_back = self._held_back(db, intake, now)
+        outlook = math.inf
+        for lane in self._lanes.select(db, intake):
+            if db.execute(self._sql["is_ready"], (lane.id,)).fetchone():
+                outlook = min(outlook, max(0.0, held_back.get(lane.task, now) - now))
+            if not outlook:
+                return outlook
+        ((due_at,),) = db.execute(self._sql["next_due"])
+        return outlook if due_at is None else min(outlook, max(0.0, due_at - now))
+
+    def _number(self, db: sqlite3.Connection, worker_id: str) -> int:
+        number = self._numbers.get(worker_id)
+        if number is None:
+            rows = db.execute(self._sql["worker_number"], (worker_id,)).fetchall()
+            if not rows:
+                raise EngineError(f"Worker {worker_id} is not registered: call register() first.")
+            number = self._numbers[worker_id] = int(rows[0][0])
+        return number
+
+    # Waking
+
+    def _ring_queues(self, messages: Sequence[Message] | Sequence[Delivery]) -> None:
+        bell = self._connections.bell()
+        if messages and bell.anyone(MESSAGES):
+            bell.ring(MESSAGES, mask({message.queue for message in messages}))
+
+    def _ring_results(self, results: Sequence[Result]) -> None:
+        bell = self._connections.bell()
+        if results and bell.anyone(RESULTS):
+            bell.ring(RESULTS, mask(result.task_id for result in results))
+
+
+def _delivery(row: Any) -> Delivery:
+    return Delivery._make((*row[:9], bool(row[9]), row[10]))
+
+
+def _is_expired(delivery: Delivery, now: float) -> bool:
+    return delivery.expires_at is not None and delivery.expires_at <= now
+
+
+def _in_turns(
+    turns: dict[str, list[tuple[int, int, int]]],
+) -> Iterator[tuple[int, int, int]]:
+    """Yield from each queue in turn, within a queue by rank and age.
+
+    The first turn goes to a queue drawn by lot, so that claims of one are fair as well.
+    """
+    queues = [sorted(heads) for heads in turns.values() if heads]
+    if len(queues) == 1:
+        return iter(queues[0])
+    random.shuffle(queues)
+    return (head for turn in zip_longest(*queues) for head in turn if head is not None)
