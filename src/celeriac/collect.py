@@ -1,0 +1,65 @@
+"""What a finishing task stores and sends, gathered so that one commit records all of it.
+
+While a :class:`Collector` is in force, the result backend and the publishers put what they would
+write into it, and whoever set it up hands it to :meth:`~celeriac.engines.base.Engine.complete`
+or :meth:`~celeriac.engines.base.Engine.finish_chord`. It holds for one engine only: what goes to
+another broker or backend is written at once, as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from .engines import Engine
+from .engines.base import ChordPart
+from .engines.base import Message
+from .engines.base import Result
+
+
+class Collector:
+    """Gathers the results, messages and chord parts of one task.
+
+    :param task_id: the running task, whose own final result is always collected.
+    :param closing: collect everything. Set it once the task's function has returned or raised;
+        until then, what the task stores and sends is written at once, as its author expects.
+    """
+
+    __slots__ = ("closing", "engine", "messages", "parts", "results", "task_id")
+
+    def __init__(self, engine: Engine, task_id: str = "", *, closing: bool = False) -> None:
+        self.engine = engine
+        self.task_id = task_id
+        self.closing = closing
+        self.results: list[Result] = []
+        self.messages: list[Message] = []
+        self.parts: list[ChordPart] = []
+
+
+_current: ContextVar[Collector | None] = ContextVar("celeriac_collector", default=None)
+
+
+@contextmanager
+def collecting(collector: Collector) -> Iterator[Collector]:
+    """Put the collector in force in this thread, in place of any other."""
+    token = _current.set(collector)
+    try:
+        yield collector
+    finally:
+        _current.reset(token)
+
+
+def current(engine: Engine) -> Collector | None:
+    """Return the collector in force for ``engine``."""
+    collector = _current.get()
+    return collector if collector is not None and collector.engine is engine else None
+
+
+def publish(engine: Engine, messages: list[Message]) -> None:
+    """Publish through ``engine``: with the running task's outcome if it is closing, or now."""
+    collector = current(engine)
+    if collector is not None and collector.closing:
+        collector.messages += messages
+    else:
+        engine.publish(messages)
