@@ -1,0 +1,70 @@
+# Everything starts from nothing but Python and make:
+#
+#   make test        style, types, layers, docs and tests, on the Python that PYTHON names
+#   make test-all    the tests on every Python found, and with the lowest Celery and Flask
+#   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
+#   make bench       the benchmarks; BENCH holds their options
+#   make format      put source in form
+#   make lock        look for newer versions of what `make test` installs
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Options for the programs below: `make tests PYTEST=-x`, `make bench BENCH=--help`.
+PYTEST ?=
+BENCH ?=
+
+.PHONY: test lint tests docs test-all demo bench format lock clean
+.DEFAULT_GOAL := test
+
+# pytest last: its summary is the last thing to be read.
+test: lint docs
+	@$(MAKE) --no-print-directory tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-logo
+
+tests: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST)
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -W -q -b dirhtml docs docs/_build/dirhtml
+
+test-all: $(VENV)/.installed
+	$(BIN)/python -m tests.matrix $(PYTEST)
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py $(if $(ONCE),--once)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks $(BENCH)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# One stamp: everything is in the lock file, so there is nothing to resolve and little to wait for.
+$(VENV)/.installed: pyproject.toml requirements/dev.txt $(wildcard examples/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Celeriac needs Python 3.10 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		-e . $(patsubst %/pyproject.toml,-e %,$(wildcard examples/*/pyproject.toml))
+	@touch $@
+
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+	--no-emit-index-url --no-emit-find-links --no-emit-package pandas --no-emit-package numpy \
+	--no-emit-package tzdata --custom-compile-command 'make lock'
+
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOCK) pyproject.toml --extra redis --group dev --output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra redis --group tests requirements/tests-min.in \
+		--output-file requirements/tests-min.txt
+
+clean:
+	rm -rf $(VENV) .venvs docs/_build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
