@@ -7,13 +7,25 @@ raises :exc:`celery.exceptions.TimeoutError`.
 .. code-block:: text
 
     Exception
-    └── EngineError                     the database refused, nothing was done
-        └── EngineConfigurationError    and it will go on refusing: no retry helps
+    ├── EngineError                     the database refused, nothing was done
+    │   └── EngineConfigurationError    and it will go on refusing: no retry helps
+    └── TaskFailure                     a task stored FAILURE by itself, with details
+    UserWarning
+    ├── ConfigurationWarning            a setting will not do what it seems to
+    └── WaitingWarning                  nothing can run the task that is waited for
 """
 
 from __future__ import annotations
 
-__all__ = ["EngineError", "EngineConfigurationError"]
+from typing import Any
+
+__all__ = [
+    "EngineError",
+    "EngineConfigurationError",
+    "TaskFailure",
+    "ConfigurationWarning",
+    "WaitingWarning",
+]
 
 
 class EngineError(Exception):
@@ -27,3 +39,23 @@ class EngineError(Exception):
 
 class EngineConfigurationError(EngineError):
     """The engine can not be opened like this: no retry will help."""
+
+
+class TaskFailure(Exception):
+    """A task set its own state to ``FAILURE`` (``RETRY``, ``REVOKED``), with data instead of an error.
+
+    ``update_state(state="FAILURE", meta={...})`` is read back as this, raised by ``get()``.
+    """
+
+    @property
+    def detail(self) -> Any:
+        """What was given as ``meta``."""
+        return self.args[0] if self.args else None
+
+
+class ConfigurationWarning(UserWarning):
+    """A setting is unknown, or given twice with different values."""
+
+
+class WaitingWarning(UserWarning):
+    """Someone waits for a result that can not come as things are. The text says what mends it."""

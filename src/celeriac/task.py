@@ -1,0 +1,244 @@
+"""The base class of tasks: ``delay()`` and ``apply_async()`` start here.
+
+It adds four things to Celery's. The types of a task's own arguments and result; the app context
+of a plain call; the choice of the Celery app, where several Flask apps share their tasks; and an
+error that names the argument which JSON cannot hold. From here a call goes on into
+``Celery.send_task``, and from there to :mod:`celeriac.publish` or to kombu.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import os
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from typing import cast
+from typing import Concatenate
+from typing import overload
+from typing import ParamSpec
+from typing import TYPE_CHECKING
+from typing import TypeVar
+
+import celery
+from flask import current_app
+from flask import has_app_context
+from kombu.exceptions import EncodeError
+from kombu.utils import json
+
+from .context import app_context
+
+if TYPE_CHECKING:
+    from celery.canvas import Signature
+
+    from .result import AsyncResult
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R", covariant=True)
+
+
+class ArgumentError(EncodeError, TypeError):
+    """An argument of a task can not be put into a message."""
+
+
+class Task(celery.Task[P, R]):
+    """A task: a function that may be called here, or enqueued for a worker.
+
+    All of Celery's :class:`celery.app.task.Task` holds.
+    """
+
+    abstract = True
+
+    #: The options that the task did not set itself, and took from the settings.
+    _from_settings: tuple[str, ...]
+    _app: Any
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the task here and now, in the caller's app context.
+
+        A caller without any gets one of the task's own app for the length of the call.
+        """
+        request: Any = self.request_stack.top
+        if request is not None and not (request.called_directly or request._protected):
+            # Celery's tracer, not a caller: the request is the task's own. A second call in the
+            # same request is the task calling itself.
+            request._protected = 1
+            return self.run(*args, **kwargs)
+        app = None if has_app_context() else getattr(self.app, "flask_app", None)
+        if app is None:
+            return super().__call__(*args, **kwargs)
+        with app_context(app):
+            return super().__call__(*args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Enqueue the task with these arguments; when this returns, the message is stored.
+
+        :raises ArgumentError: when an argument is not one that JSON can hold.
+        :raises kombu.exceptions.OperationalError: when the broker can not be reached.
+        """
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *options: Any,
+        **named_options: Any,
+    ) -> AsyncResult[R]:
+        """Enqueue the task with Celery's options (``countdown``, ``queue``, ``link``, …).
+
+        Inside the app context of another Flask app that shares this task, it is enqueued with
+        that app's Celery app, its settings and its broker. Raises what :meth:`delay` does.
+        """
+        task = self._in_current_app()
+        send: Any = super(Task, task).apply_async
+        try:
+            return cast("AsyncResult[R]", send(args, kwargs, *options, **named_options))
+        except EncodeError as exc:
+            if isinstance(exc, ArgumentError):
+                raise
+            raise next(_culprits(task, args, kwargs, named_options), exc) from exc
+
+    def signature(
+        self, args: Sequence[Any] | None = None, *starargs: Any, **starkwargs: Any
+    ) -> Signature[R]:
+        """Return a signature of the task; see :meth:`apply_async` for which app's."""
+        make: Any = super(Task, self._in_current_app()).signature
+        return cast("Signature[R]", make(args, *starargs, **starkwargs))
+
+    subtask = signature
+
+    if TYPE_CHECKING:
+        # The second form is for a chain or a callback, where the result of the task before
+        # becomes the first argument.
+        @overload
+        def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+        @overload
+        def s(
+            self: Task[Concatenate[Any, Q], R], *args: Q.args, **kwargs: Q.kwargs
+        ) -> Signature[R]: ...
+        def s(self, *args: Any, **kwargs: Any) -> Signature[R]: ...
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
+        """Return the result of an earlier call, by its id."""
+        find: Any = super(Task, self._in_current_app()).AsyncResult
+        return cast("AsyncResult[R]", find(task_id, **kwargs))
+
+    def _in_current_app(self) -> Task[P, R]:
+        if not has_app_context():
+            return self
+        celery_app = current_app.extensions.get("celery")
+        if celery_app is None or celery_app is self._app:
+            return self
+        task_like = getattr(celery_app, "task_like", None)
+        return self if task_like is None else task_like(self)
+
+    @classmethod
+    def bind(cls, app: celery.Celery[Any]) -> celery.Celery[Any]:
+        """Connect the task to its Celery app; Celery calls this, more than once."""
+        if "_from_settings" not in cls.__dict__:
+            options = (option for option, _ in cls.from_config)
+            cls._from_settings = tuple(name for name in options if getattr(cls, name, None) is None)
+        return super().bind(app)
+
+    @classmethod
+    def rebind(cls, app: celery.Celery[Any]) -> None:
+        """Take the options that the task does not set itself from the settings once more."""
+        for option in cls._from_settings:
+            setattr(cls, option, None)
+        cls.__bound__ = False
+        cls.bind(app)
+
+
+def _culprits(
+    task: celery.Task[..., Any],
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Iterator[ArgumentError]:
+    for argument, value in _named(task, args or (), kwargs or {}):
+        path, part = _unencodable(argument, value)
+        if path:
+            yield ArgumentError(
+                f"argument {argument!r} of {task.name} {_complaint(argument, path, part)}"
+            )
+    for signature in _following(options):
+        following = task.app.tasks.get(signature["task"])
+        if following is not None:
+            yield from _culprits(following, signature["args"], signature["kwargs"], {})
+
+
+def _named(
+    task: celery.Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Give the arguments the names that the task's function has for them."""
+    parameters = [
+        parameter.name
+        for parameter in inspect.signature(task.run).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    for index, value in enumerate(args):
+        yield parameters[index] if index < len(parameters) else str(index), value
+    yield from kwargs.items()
+
+
+def _following(options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for option in ("chain", "link", "link_error"):
+        signatures = options.get(option) or ()
+        yield from [signatures] if isinstance(signatures, Mapping) else signatures
+
+
+def _unencodable(path: str, value: Any) -> tuple[str, Any]:
+    """Return the innermost part of ``value`` that JSON can not hold, and the way to it."""
+    try:
+        json.dumps(value)
+    except Exception:
+        for inner_path, inner in _parts(path, value):
+            found, part = _unencodable(inner_path, inner)
+            if found:
+                return found, part
+        return path, value
+    return "", None
+
+
+def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((f"{path}[{key!r}]", inner) for key, inner in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"{path}[{index}]", inner) for index, inner in enumerate(value))
+
+
+def _complaint(argument: str, path: str, value: Any) -> str:
+    kind = type(value).__name__
+    article = "an" if kind[0] in "AEIOaeio" else "a"
+    inside = "is" if path == argument else f"holds, as {path},"
+    return f"{inside} {article} {kind}, which JSON cannot hold: {_advice(path, value)}."
+
+
+def _advice(path: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "only texts and numbers can be the keys of a dictionary"
+    if isinstance(value, (list, tuple)):
+        return "it contains itself"
+    if isinstance(value, enum.Enum):
+        return f"pass {path}.value"
+    if isinstance(value, timedelta):
+        return f"pass {path}.total_seconds()"
+    if isinstance(value, os.PathLike):
+        return f"pass str({path})"
+    if hasattr(value, "read"):
+        return "save it, and pass the path of the file"
+    if hasattr(value, "model_dump"):
+        return f"pass {path}.model_dump(mode='json')"
+    if hasattr(value, "id"):
+        return f"pass {path}.id, and load the {type(value).__name__} in the task"
+    if dataclasses.is_dataclass(value):
+        return f"pass dataclasses.asdict({path})"
+    if hasattr(value, "__iter__"):
+        return f"pass list({path})"
+    return "pass the texts and numbers that describe it"
