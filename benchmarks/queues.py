@@ -99,7 +99,8 @@ class CeleriacQueue(CeleryQueue):
     def count_results(self, ids: Sequence[Any]) -> int:
         from celeriac.engines import open_engine
 
-        return len(open_engine(self.broker).get_results(ids))
+        results = open_engine(self.broker).get_results(ids)
+        return sum(result.state == "SUCCESS" for result in results.values())
 
 
 class RedisQueue(CeleryQueue):
