@@ -18,10 +18,6 @@ from types import ModuleType
 import kombu
 import pytest
 
-from celeriac import transport
-
-transport.register()
-
 
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

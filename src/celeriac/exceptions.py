@@ -42,7 +42,7 @@ class EngineConfigurationError(EngineError):
 
 
 class TaskFailure(Exception):
-    """A task set its own state to ``FAILURE`` (``RETRY``, ``REVOKED``), with data instead of an error.
+    """A task set its own state to ``FAILURE``, with data instead of an exception.
 
     ``update_state(state="FAILURE", meta={...})`` is read back as this, raised by ``get()``.
     """

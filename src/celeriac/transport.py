@@ -50,7 +50,6 @@ from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError
 from kombu.transport import base
-from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import virtual
 
 from . import collect
@@ -81,11 +80,6 @@ _base: Any = base
 _virtual: Any = virtual
 
 _STANDARD_TYPES = {"amq.topic": "topic", "amq.fanout": "fanout"}
-
-
-def register() -> None:
-    """Teach kombu our URL schemes."""
-    TRANSPORT_ALIASES["sqlite"] = "celeriac.transport:Transport"
 
 
 class Message(_virtual.Message):  # type: ignore[misc]

@@ -1,0 +1,506 @@
+"""Celery's result backend over an engine: storing, waiting, groups, chords, expiry.
+
+What Celery encodes comes in as a task's state and result and goes out as
+:class:`~celeriac.engines.base.Result`. While a task finishes in our worker, its results and
+chord parts go to the :class:`~celeriac.collect.Collector` in force instead, to be recorded in
+the transaction that acknowledges the message. Waiting sleeps in the engine, which wakes it;
+:mod:`celeriac.explain` says when it is in vain.
+
+A chord is counted in the database. Whoever brings the last part has its callback sent by
+:meth:`EngineBackend.chord_ready`; there is no ``chord_unlock`` task.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from time import time
+from typing import Any
+
+from celery import maybe_signature
+from celery import states
+from celery.backends.base import BaseBackend
+from celery.exceptions import ChordError
+from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import TimeoutError
+from celery.result import GroupResult
+from celery.result import result_from_tuple
+from celery.result import ResultSet
+from celery.utils.functional import _regen as generator_type  # type: ignore[attr-defined]
+from celery.utils.log import get_logger
+from kombu.utils.encoding import ensure_bytes
+
+from . import collect
+from .collect import Collector
+from .engines import Engine
+from .engines import EngineConfigurationError
+from .engines import is_engine_url
+from .engines import open_engine
+from .engines.base import ChordPart
+from .engines.base import Result
+from .exceptions import EngineError
+from .exceptions import TaskFailure
+from .explain import Cause
+from .explain import explain
+from .explain import Explanation
+from .explain import is_stock_consumer
+from .explain import Program
+from .explain import warn
+from .explain import Watch
+
+#: The longest sleep in the engine between two looks at the clock (seconds).
+MAX_SLEEP = 60.0
+#: How many of those that are waited for are looked at to find out whether it is in vain.
+LOOKED_AT = 10
+
+logger = get_logger(__name__)
+
+# The published stubs know half of what a backend inherits, so it is taken as untyped.
+_BaseBackend: Any = BaseBackend
+
+
+class EngineBackend(_BaseBackend):  # type: ignore[misc]
+    """The result backend of one Celery app over the engine that ``url`` names."""
+
+    supports_native_join = True
+    supports_autoexpire = True
+    supports_result_compression = True
+    supports_failure_expires = True
+    persistent = True
+
+    def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("expires_type", float)
+        super().__init__(app, url=url, **kwargs)
+        self.url: str = url or app.conf.result_backend
+        self._warned_ignored = False
+        try:
+            self.engine: Engine = open_engine(self.url)
+        except EngineConfigurationError as exc:
+            raise ImproperlyConfigured(str(exc)) from exc
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Return the URL: it holds no password."""
+        return self.url
+
+    def __reduce__(self, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return super().__reduce__(args, {**(kwargs or {}), "url": self.url})
+
+    # Storing
+
+    def encode_result(self, result: Any, state: str) -> Any:
+        """Prepare a task's result for encoding.
+
+        Celery's own fails when it reads a ``FAILURE`` that was stored with data instead of an
+        exception (``update_state(state="FAILURE", meta={...})``); it becomes a
+        :class:`~celeriac.exceptions.TaskFailure` here.
+        """
+        if state in self.EXCEPTION_STATES and not _is_error(result):
+            result = TaskFailure() if result is None else TaskFailure(result)
+        return super().encode_result(result, state)
+
+    def _store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        meta = self._get_result_meta(
+            result=result, state=state, traceback=traceback, request=request
+        )
+        meta["task_id"] = task_id
+        stored = Result(task_id, state, self._pack(meta), self._expires_at(state))
+        collector = collect.current(self.engine)
+        if collector is not None and _is_final(collector, task_id, state):
+            collector.results.append(stored)
+        else:
+            self.engine.store_results([stored])
+        return result
+
+    def _expires_at(self, state: str) -> float | None:
+        expires = self.expires
+        failure_expires = self.app.conf.get("result_failure_expires")
+        if state == states.FAILURE and failure_expires is not None:
+            expires = self.prepare_expires(failure_expires, float)
+        return time() + expires if expires else None
+
+    def _pack(self, value: Any) -> bytes:
+        return bytes(ensure_bytes(self.encode(value)))
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Say whether an operation that failed like this may succeed later."""
+        return isinstance(exc, EngineError) and not isinstance(exc, EngineConfigurationError)
+
+    # Reading
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        stored = self.engine.get_results([str(task_id)]).get(str(task_id))
+        return self._unpack(stored) if stored else {"status": states.PENDING, "result": None}
+
+    def task_result_exists(self, task_id: str) -> bool:
+        """Say whether the task is known: its result is stored, or it waits or runs."""
+        return bool(
+            self.engine.get_results([task_id]) or self.engine.list_tasks(task_ids=[task_id])
+        )
+
+    def _unpack(self, stored: Result) -> dict[str, Any]:
+        meta: dict[str, Any] = self.decode_result(stored.meta)
+        return meta
+
+    def _forget(self, task_id: str) -> None:
+        self.engine.forget([task_id])
+
+    # Waiting
+
+    def wait_for_pending(
+        self,
+        result: Any,
+        timeout: float | None = None,
+        interval: float | None = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        callback: Callable[[str, Any], object] | None = None,
+        propagate: bool = True,
+    ) -> Any:
+        """Return the task's result once it has finished: what ``AsyncResult.get()`` waits in."""
+        self._ensure_not_eager()
+        if on_message is not None:
+            raise ImproperlyConfigured("Backend does not support on_message callback")
+        look = lambda: self.explain_wait(_lineage(result))  # noqa: E731
+        for _, meta in self._wait([result.id], _Wait(timeout, interval, on_interval, look)):
+            result._maybe_set_cache(meta)
+        return result.maybe_throw(propagate=propagate, callback=callback)
+
+    def wait_for(
+        self,
+        task_id: str,
+        timeout: float | None = None,
+        interval: float | None = 0.5,
+        no_ack: bool = True,
+        on_interval: Callable[[], object] | None = None,
+    ) -> dict[str, Any]:
+        """Return the task's meta once it has finished.
+
+        :param interval: how often to call ``on_interval``; it delays nothing.
+        :raises TimeoutError: Celery's, when it has not finished after ``timeout`` seconds.
+        """
+        self._ensure_not_eager()
+        return dict(self.get_many([task_id], timeout, interval, on_interval=on_interval))[task_id]
+
+    def get_many(
+        self,
+        task_ids: Iterable[str],
+        timeout: float | None = None,
+        interval: float | None = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        max_iterations: int | None = None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield id and meta of each task as it finishes.
+
+        :param max_iterations: how often to look at most, without an error after the last.
+        :raises TimeoutError: Celery's, when not all have finished after ``timeout`` seconds.
+        """
+        ids = list(dict.fromkeys(map(str, task_ids)))
+        wait = _Wait(timeout, interval, on_interval, lambda: self.explain_wait(ids))
+        for task_id, meta in self._wait(ids, wait, max_iterations):
+            if on_message is not None:
+                on_message(meta)
+            yield task_id, meta
+
+    def _wait(
+        self, task_ids: Iterable[str], wait: _Wait, max_looks: int | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        waiting = set(task_ids)
+        for task_id in list(waiting):
+            meta = self._cache.get(task_id)
+            if meta is not None and meta["status"] in states.READY_STATES:
+                waiting.remove(task_id)
+                yield task_id, meta
+        looks = 0
+        while waiting:
+            looks += 1
+            is_last = looks == max_looks
+            sleep = 0.0 if is_last else wait.sleep()
+            for task_id, stored in self.engine.wait_for_results(list(waiting), sleep).items():
+                waiting.remove(task_id)
+                meta = self._cache[task_id] = self._unpack(stored)
+                yield task_id, meta
+            if is_last:
+                return
+            if waiting:
+                wait.go_on()
+
+    # Explaining
+
+    def explain(self, task_id: str, *, ignored: bool = False) -> Explanation:
+        """Say why the task has not finished, or that it has."""
+        return explain(self.engine, task_id, ignored=ignored, program=_program(self.app))
+
+    def explain_wait(self, task_ids: Iterable[str]) -> Explanation | None:
+        """Say why waiting for these, or the first of many, is in vain, if it is for any.
+
+        ``None`` when that can not be told: the messages are in another broker, or taken by stock
+        workers, which leave no trace of what they run.
+        """
+        if not self._is_broker():
+            return None
+        explained = [self.explain(task_id) for task_id in islice(task_ids, LOOKED_AT)]
+        known = [each for each in explained if each.cause is not Cause.UNKNOWN]
+        in_vain = [each for each in known if each.in_vain]
+        pending = [each for each in known if each.cause is not Cause.FINISHED]
+        if in_vain or pending:
+            return (in_vain or pending)[0]
+        unknown = [each for each in explained if each.cause is Cause.UNKNOWN]
+        return self._judge_unknown(unknown[0]) if unknown else None
+
+    def warn_ignored(self, task_id: str) -> None:
+        """Warn, once, somebody who asks for a result that is not kept."""
+        if not self._warned_ignored:
+            self._warned_ignored = True
+            warn(self.explain(task_id, ignored=True))
+
+    def _judge_unknown(self, unknown: Explanation) -> Explanation | None:
+        """Say whether a task that is not stored can not come, as the later part of a canvas."""
+        if any(is_stock_consumer(worker) for worker in self.engine.list_workers()):
+            return None
+        stored = [info.task_id for info in self.engine.list_tasks(limit=100) if info.task_id]
+        if not stored:
+            return unknown
+        explanation = self.explain(stored[0])
+        return explanation if explanation.cause is Cause.NO_WORKER else None
+
+    def _is_broker(self) -> bool:
+        conf = self.app.conf
+        url = conf.get("broker_write_url") or conf.broker_url
+        return is_engine_url(url) and open_engine(url) is self.engine
+
+    # Groups
+
+    def _save_group(self, group_id: str, result: Any) -> Any:
+        expires_at = time() + self.expires if self.expires else None
+        self.engine.save_group(group_id, self._pack({"result": result.as_tuple()}), expires_at)
+        return result
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        stored = self.engine.get_group(group_id)
+        if stored is None:
+            return None
+        meta: dict[str, Any] = self.decode(stored)
+        meta["result"] = result_from_tuple(meta["result"], self.app)
+        return meta
+
+    def _delete_group(self, group_id: str) -> None:
+        self.engine.delete_group(group_id)
+
+    # Chords
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Prepare for a chord whose header is about to be sent.
+
+        The structure of a header of groups is kept, because the callback gets the results in it.
+        """
+        self.ensure_chords_allowed()
+        # A header from a generator is not looked into: that would run it.
+        if not isinstance(header_result_args[1], generator_type):
+            header = self.app.GroupResult(*header_result_args)
+            if any(isinstance(member, GroupResult) for member in header.results):
+                self.save_group(header.id, header)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Say how many parts complete the chord. Celery knows once the last one is being sent."""
+        if self.engine.set_chord_size(group_id, chord_size):
+            self.chord_ready(self.engine.chord_parts(group_id)[0])
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Expect one part more."""
+        self.engine.add_to_chord(chord_id)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Count a finished member of a chord's header; send the callback after the last."""
+        if not request.group or not request.id:
+            return
+        collector = collect.current(self.engine)
+        part = ChordPart(
+            request.group,
+            member=f"{request.id}:{request.group_index}",
+            index=request.group_index,
+            meta=self._part_meta(collector, request.id, state, result),
+            callback=self._pack(request.chord),
+        )
+        if collector is not None:
+            collector.parts.append(part)
+        else:
+            self._join(part)
+
+    def chord_ready(self, part: ChordPart) -> bool:
+        """Send a complete chord's callback, or run its errbacks; say if it was this call's doing.
+
+        Publishing and the end of the chord are one transaction if this engine is the broker,
+        too. With another broker the callback is published first: it may come twice if the
+        process dies in between, but not never.
+
+        :param part: any of the chord's parts.
+        """
+        with collect.collecting(Collector(self.engine, closing=True)) as collected:
+            self._send_callback(part)
+        # The callback itself may be a member of another chord, and have failed. Counted first:
+        # a part that is counted twice does no harm, one that is lost does.
+        for outer in collected.parts:
+            self._join(outer)
+        won = self.engine.finish_chord(part.group_id, collected.messages, collected.results)
+        self.engine.delete_group(part.group_id)
+        return won
+
+    def _join(self, part: ChordPart) -> None:
+        if self.engine.join_chord(part):
+            self.chord_ready(part)
+
+    def _part_meta(
+        self, collector: Collector | None, task_id: str, state: str, result: Any
+    ) -> bytes:
+        if collector is not None and collector.results:
+            last = collector.results[-1]
+            if last.task_id == task_id and last.state == state:
+                return last.meta
+        encoded = self.encode_result(result, state)
+        return self._pack({"status": state, "result": encoded, "task_id": task_id})
+
+    def _send_callback(self, part: ChordPart) -> None:
+        callback = maybe_signature(self.decode(part.callback), app=self.app)
+        try:
+            results = self._header_results(part.group_id)
+        except ChordError as exc:
+            logger.exception("Chord %r raised: %r", part.group_id, exc)
+            self.chord_error_from_stack(callback, exc)
+            return
+        except Exception as exc:
+            logger.exception("Chord %r raised: %r", part.group_id, exc)
+            self.chord_error_from_stack(callback, _chord_error(f"Join error: {exc!r}", exc))
+            return
+        try:
+            self._publish(callback, results)
+        except Exception as exc:
+            logger.exception("Chord callback for %r raised: %r", part.group_id, exc)
+            self.chord_error_from_stack(callback, _chord_error(f"Callback error: {exc!r}", exc))
+
+    def _publish(self, callback: Any, results: list[Any]) -> None:
+        retry = getattr(self.app.amqp, "_retry_publish", None)  # Celery 5.7 and later
+        if retry is not None:
+            retry(callback.delay, results)
+        else:
+            callback.delay(results)
+
+    def _header_results(self, group_id: str) -> list[Any]:
+        metas = [self.decode_result(part.meta) for part in self.engine.chord_parts(group_id)]
+        values = [_value(meta) for meta in metas]
+        header = self.restore_group(group_id, cache=False)
+        if header is None:
+            return values
+        return _arranged(header, {meta["task_id"]: meta["result"] for meta in metas})
+
+
+class _Wait:
+    """The clock of one wait: its deadline, its intervals, and the look whether it is in vain."""
+
+    def __init__(
+        self,
+        timeout: float | None,
+        interval: float | None,
+        on_interval: Callable[[], object] | None,
+        look: Callable[[], Explanation | None],
+    ) -> None:
+        self._deadline = None if timeout is None else monotonic() + timeout
+        self._interval = (interval or 0.5) if on_interval else MAX_SLEEP
+        self._on_interval = on_interval
+        # The first look at the results does not sleep: they may be there.
+        self._next_interval = monotonic()
+        self._watch = Watch(look)
+
+    def sleep(self) -> float:
+        """Return how long to sleep now (seconds)."""
+        now = monotonic()
+        ends = [self._next_interval, self._watch.next_look, self._deadline]
+        return max(0.0, min(end for end in ends if end is not None) - now)
+
+    def go_on(self) -> None:
+        """Do what is due between two sleeps.
+
+        :raises TimeoutError: when the time is over.
+        """
+        if self._deadline is not None and monotonic() >= self._deadline:
+            raise TimeoutError("The operation timed out.")
+        self._watch.look()
+        if monotonic() >= self._next_interval:
+            self._next_interval = monotonic() + self._interval
+            if self._on_interval is not None:
+                self._on_interval()
+
+
+def _lineage(result: Any) -> Iterator[str]:
+    """Yield the ids of a result and of all that it comes from: chain steps, a chord's header."""
+    yield result.id
+    parent = result.parent
+    if isinstance(parent, ResultSet):
+        yield from (member.id for member in parent.results or ())
+        parent = parent.parent
+    if parent is not None:
+        yield from _lineage(parent)
+
+
+def _is_error(result: Any) -> bool:
+    """Say whether Celery can read this back as an exception."""
+    return isinstance(result, BaseException) or (isinstance(result, dict) and "exc_type" in result)
+
+
+def _is_final(collector: Collector, task_id: str, state: str) -> bool:
+    """Say whether a result belongs to the outcome of the task that the collector is for."""
+    if collector.closing:
+        return True
+    return task_id == collector.task_id and (state in states.READY_STATES or state == states.RETRY)
+
+
+def _value(meta: dict[str, Any]) -> Any:
+    """Return the result of a chord's member, or raise what Celery raises for a failed one."""
+    value = meta["result"]
+    if meta["status"] in states.PROPAGATE_STATES:
+        raise _chord_error(f"Dependency {meta['task_id']} raised {value!r}", value)
+    return value
+
+
+def _arranged(header: Any, values: dict[str, Any]) -> list[Any]:
+    """Return the values in the structure of a header that has groups in it."""
+    return [
+        _arranged(member, values) if isinstance(member, ResultSet) else values[member.id]
+        for member in header.results
+    ]
+
+
+def _chord_error(message: str, cause: Any) -> ChordError:
+    error = ChordError(message)
+    if isinstance(cause, Exception):
+        error.__cause__ = cause
+    return error
+
+
+def _program(app: Any) -> Program:
+    """Return how this app's Celery program is called."""
+    queue = app.conf.task_default_queue
+    main = app.main or "your_application"
+    if main == "__main__":
+        main = Path(getattr(sys.modules["__main__"], "__file__", None) or "your_application").stem
+    module = sys.modules.get(app.main or "")
+    names = [name for name, value in vars(module).items() if value is app] if module else []
+    if not names and getattr(app, "flask_app", None) is not None:
+        return Program(f"flask --app {main} celery", queue)
+    return Program(f"celery -A {main}.{names[0] if names else 'celery'}", queue)
