@@ -87,7 +87,6 @@ class Celeriac(celery.Celery[Task[..., Any]]):
     :param options: whatever :class:`celery.Celery` takes; they win over Flask's config.
     """
 
-    amqp_cls = "celeriac.publish:AMQP"
     task_cls = "celeriac.task:Task"
 
     #: The Flask app that this Celery app belongs to.
@@ -364,7 +363,8 @@ def _find_name(*objects: Any) -> tuple[str, str] | None:
 
 
 def _import_celery(module: str, name: str) -> Any:
-    found = getattr(import_module(module), name)
+    is_main = _importable("__main__") == module
+    found = getattr(sys.modules["__main__"] if is_main else import_module(module), name)
     return found.extensions["celery"] if isinstance(found, Flask) else found
 
 

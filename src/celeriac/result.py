@@ -5,12 +5,12 @@ What :meth:`.Task.delay` returns. Everything but :meth:`AsyncResult.explain` is 
 
 from __future__ import annotations
 
+from typing import Any
 from typing import TypeVar
 
 import celery.result
 
 from .engines import is_engine_url
-from .engines import open_engine
 
 T = TypeVar("T", covariant=True)
 
@@ -23,9 +23,7 @@ class AsyncResult(celery.result.AsyncResult[T]):
 
         With a broker other than an engine of Celeriac's nothing is known but the state.
         """
-        url = self.app.conf.broker_url
-        if not is_engine_url(url):
-            return f"Task {self.id} is {self.state}. Only a queue file can tell more about it."
-        from .explain import explain
-
-        return explain(open_engine(url), self.id, ignored=bool(self.ignored)).text
+        backend: Any = self.backend
+        if is_engine_url(self.app.conf.broker_url) and hasattr(backend, "explain"):
+            return str(backend.explain(self.id, ignored=bool(self.ignored)))
+        return f"Task {self.id} is {self.state}, which is all that its result backend tells."
