@@ -45,7 +45,7 @@ def main() -> int:
     arguments.add_argument("--once", action="store_true", help="end after the check")
     once = arguments.parse_args().once
     # Closing the terminal or `kill` ends the demo as Ctrl-C does, with all its processes.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         run(stay=not once)

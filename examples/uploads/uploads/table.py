@@ -141,9 +141,8 @@ def _rows(lines: Any, width: int) -> Iterator[list[Value]]:
         if not fields:
             continue
         if len(fields) != width:
-            raise BadFile(
-                f"Line {lines.line_num} has {len(fields)} fields, but the header has {width}."
-            )
+            found = f"{len(fields)} field{'s' if len(fields) > 1 else ''}"
+            raise BadFile(f"Line {lines.line_num} has {found}, but the header has {width}.")
         yield [_value(field) for field in fields]
 
 
