@@ -7,18 +7,23 @@ it, for application factories. Everything else is Celery.
 # The map of the package, from what users meet down to the database:
 #
 #   extension.py    Celeriac, make_celery: one Celery app per Flask app
-#   cli.py          `flask celery …`
+#   cli.py          `flask celery …`: every command of `celery …`, for application factories
+#   commands.py     what `celery …` learns from us
+#   entry.py        how a program that never imports celeriac finds all this
 #   task.py         the Task base class: delay() and apply_async() start here
+#   result.py       what they return, which can explain itself
 #   config.py       Flask's config → Celery's settings
 #   context.py      the app context around a whole task
 #   publish.py      the short way from apply_async() to the queue
 #   transport.py    the long way: a kombu transport over an engine
 #   backend.py      the result backend over an engine
-#   explain.py      why a task is not running, and what mends it
-#   envelope.py     Celery's message protocol, as an engine stores it
 #   worker/         claim, run, complete; what happens when a worker dies
+#   explain.py      why a task is not running, and what mends it
+#   collect.py      what a finishing task stores and sends, gathered into one commit
+#   envelope.py     Celery's message protocol, as an engine stores it
+#   stock.py        the classes of Celery that ours derive from, in every version
 #   engines/        the seam (base.py), and one database behind it per module
-#   entry.py        how a program that never imports celeriac finds the above
+#   exceptions.py   what can go wrong
 #
 # A task's life reads in that order: task → publish → engines → worker → backend.
 

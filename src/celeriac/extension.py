@@ -30,6 +30,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from . import context
+from . import stock
 from .config import check_urls
 from .config import Configuration
 from .config import make_folder
@@ -42,7 +43,7 @@ _state: Any = celery._state
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T", bound=celery.Task[..., Any])
+T = TypeVar("T", bound="celery.Task[..., Any]")
 
 _NO_APP = (
     "This Celeriac has no Flask app yet, so it knows no broker. Call celery.init_app(app) in the "
@@ -62,7 +63,7 @@ def make_celery(app: Flask, **options: Any) -> Celeriac:
     return Celeriac(app, **options)
 
 
-class Celeriac(celery.Celery[Task[..., Any]]):
+class Celeriac(stock.Celery[Task[..., Any]]):
     """Celery for Flask: the extension and the Celery app in one.
 
     .. code-block:: python

@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import Any
 from typing import TypeVar
 
-import celery.result
-
+from . import stock
 from .engines import is_engine_url
 
 T = TypeVar("T", covariant=True)
 
 
-class AsyncResult(celery.result.AsyncResult[T]):
+class AsyncResult(stock.AsyncResult[T]):
     """Celery's result of a task, with a reason."""
 
     def explain(self) -> str:

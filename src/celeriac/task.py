@@ -30,6 +30,7 @@ from flask import has_app_context
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
+from . import stock
 from .context import app_context
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ArgumentError(EncodeError, TypeError):
     """An argument of a task can not be put into a message."""
 
 
-class Task(celery.Task[P, R]):
+class Task(stock.Task[P, R]):
     """A task: a function that may be called here, or enqueued for a worker.
 
     All of Celery's :class:`celery.app.task.Task` holds.
