@@ -57,9 +57,16 @@ def current(engine: Engine) -> Collector | None:
 
 
 def publish(engine: Engine, messages: list[Message]) -> None:
-    """Publish through ``engine``: with the running task's outcome if it is closing, or now."""
+    """Publish through ``engine``: with the running task's outcome if it belongs to it, or now.
+
+    What is sent once the task's function is done belongs to it, and so does what is sent under
+    the task's own id (its retry, its replacement): that must not run before this run ended.
+    """
     collector = current(engine)
-    if collector is not None and collector.closing:
+    if collector is not None and (
+        collector.closing
+        or (collector.task_id and any(each.task_id == collector.task_id for each in messages))
+    ):
         collector.messages += messages
     else:
         engine.publish(messages)

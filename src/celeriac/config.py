@@ -148,7 +148,7 @@ def _own(settings: list[_Given]) -> Iterator[_Given]:
 
 
 def _warn_unknown(spelling: str, key: str, names: Iterable[str]) -> None:
-    nearest = difflib.get_close_matches(key, names, n=1)
+    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
     advice = f"did you mean {nearest[0]}?" if nearest else "see Celery's list of settings."
     _warn(f"Celery has no setting {spelling}: {advice}")
 
@@ -188,8 +188,10 @@ class Configuration(Settings):
         self.__dict__["_folder"] = folder
 
     def copy(self) -> Configuration:
-        copied: Configuration = super().copy()
-        copied.__dict__["_folder"] = self._folder
+        # Celery's own passes its constructor the wrong arguments before 5.7
+        # (utils/collections.py:ChainMap.copy).
+        copied = type(self)(dict(self.changes or ()), self.defaults, self._keys, self.prefix)
+        copied.__dict__.update(key_t=self.key_t, _folder=self._folder)
         return copied
 
     __copy__ = copy

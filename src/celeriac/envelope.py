@@ -8,10 +8,19 @@ one of them publishes any other can take up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+from datetime import timezone
+from time import time
 from typing import Any
 from typing import NamedTuple
 
 from kombu.utils import json
+
+from .engines.base import Message
+
+#: The highest priority that AMQP can express.
+MAX_PRIORITY = 255
 
 
 class Envelope(NamedTuple):
@@ -34,3 +43,51 @@ class Envelope(NamedTuple):
     def unpack(cls, text: str) -> Envelope:
         """Undo :meth:`pack`."""
         return cls(*json.loads(text))
+
+    def message(self, body: str | bytes, queue: str = "") -> Message:
+        """Return what an engine stores, with what it must know beside the envelope.
+
+        A task with an ``eta`` is due then, and stays in the store until then.
+        """
+        headers, properties = self.headers, self.properties
+        is_task = "task" in headers and "id" in headers
+        return Message(
+            queue=queue,
+            envelope=self.pack(),
+            body=body,
+            task=str(headers["task"]) if is_task else "",
+            task_id=str(headers["id"]) if is_task else "",
+            priority=_priority(properties.get("priority")),
+            due_at=_instant(headers.get("eta")) if is_task else None,
+            expires_at=_expiry(headers if is_task else {}, properties),
+            transient=properties.get("delivery_mode") == 1,
+        )
+
+
+def _priority(value: Any) -> int:
+    try:
+        return max(0, min(int(value or 0), MAX_PRIORITY))
+    except (TypeError, ValueError):
+        return 0
+
+
+def _expiry(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> float | None:
+    milliseconds = properties.get("expiration")
+    ends = [
+        _instant(headers.get("expires")),
+        None if milliseconds is None else time() + int(milliseconds) / 1000,
+    ]
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _instant(value: Any) -> float | None:
+    """Return an ISO 8601 time as Unix time; without an offset it is UTC, as Celery sends it."""
+    if not value:
+        return None
+    try:
+        instant = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if instant.tzinfo is None:
+        instant = instant.replace(tzinfo=timezone.utc)
+    return instant.timestamp()

@@ -88,6 +88,7 @@ class Celeriac(stock.Celery[Task[..., Any]]):
     :param options: whatever :class:`celery.Celery` takes; they win over Flask's config.
     """
 
+    amqp_cls = "celeriac.publish:AMQP"
     task_cls = "celeriac.task:Task"
 
     #: The Flask app that this Celery app belongs to.

@@ -36,9 +36,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from datetime import timezone
-from functools import lru_cache
 from itertools import count
 from time import monotonic
 from time import time
@@ -66,13 +63,12 @@ from .engines.base import Queue
 from .engines.base import unique
 from .engines.base import Worker
 from .envelope import Envelope
+from .envelope import MAX_PRIORITY
 
 #: How many messages to claim at once for a consumer without a prefetch limit.
 BATCH = 64
 #: How often a waiting consumer looks after the dead and the expired (seconds).
 UPKEEP_INTERVAL = 30.0
-#: The highest priority that AMQP can express.
-MAX_PRIORITY = 255
 
 # The published stubs of kombu's transports contradict kombu in thirty places (tags, return
 # values, who is a connection and who a transport), so its classes are taken as untyped.
@@ -289,7 +285,7 @@ class Channel(_virtual.Channel):  # type: ignore[misc]
         if not exchange:
             return [routing_key]
         bindings = self.engine.bindings(exchange)
-        found = unique(each.queue for each in bindings if _routes(each, routing_key))
+        found = unique(each.queue for each in bindings if each.matches(routing_key))
         if not found and self.deadletter_queue:
             return [self.deadletter_queue]
         return list(found)
@@ -604,79 +600,16 @@ def _configuration_checked() -> Iterator[None]:
 
 def _pack(message: dict[str, Any], exchange: str, routing_key: str) -> StoredMessage:
     """Turn kombu's message into the engine's, for a queue to be filled in."""
-    headers, properties = message["headers"], dict(message["properties"])
+    properties = dict(message["properties"])
     # Of another transport, whose messages are moved here; ours are stored as they are.
     for name in ("body_encoding", "delivery_tag"):
         properties.pop(name, None)
     properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
     envelope = Envelope(
-        headers, properties, message.get("content-type"), message.get("content-encoding")
+        message["headers"], properties, message.get("content-type"), message.get("content-encoding")
     )
-    is_task = "task" in headers and "id" in headers
-    return StoredMessage(
-        queue="",
-        envelope=envelope.pack(),
-        body=message["body"],
-        task=str(headers["task"]) if is_task else "",
-        task_id=str(headers["id"]) if is_task else "",
-        priority=_priority(properties.get("priority")),
-        due_at=_instant(headers.get("eta")) if is_task else None,
-        expires_at=_expiry(headers if is_task else {}, properties),
-        transient=properties.get("delivery_mode") == 1,
-    )
-
-
-def _priority(value: Any) -> int:
-    try:
-        return max(0, min(int(value or 0), MAX_PRIORITY))
-    except (TypeError, ValueError):
-        return 0
-
-
-def _expiry(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> float | None:
-    lifetime = _seconds(properties.get("expiration"))
-    ends = [
-        _instant(headers.get("expires")),
-        None if lifetime is None else time() + lifetime,
-    ]
-    return min((end for end in ends if end is not None), default=None)
-
-
-def _instant(value: Any) -> float | None:
-    """Return an ISO 8601 time as Unix time; without an offset it is UTC, as Celery sends it."""
-    if not value:
-        return None
-    try:
-        instant = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    if instant.tzinfo is None:
-        instant = instant.replace(tzinfo=timezone.utc)
-    return instant.timestamp()
+    return envelope.message(message["body"])
 
 
 def _seconds(milliseconds: Any) -> float | None:
     return None if milliseconds is None else int(milliseconds) / 1000
-
-
-def _routes(binding: Binding, routing_key: str) -> bool:
-    if binding.type == "fanout":
-        return True
-    if binding.type == "topic":
-        return topic_matches(binding.routing_key, routing_key)
-    return binding.routing_key == routing_key
-
-
-@lru_cache(maxsize=4096)
-def topic_matches(pattern: str, routing_key: str) -> bool:
-    """Match as AMQP does: ``*`` is one word, ``#`` any number of words, also none."""
-    return _words_match(pattern.split("."), routing_key.split("."))
-
-
-def _words_match(pattern: list[str], words: list[str]) -> bool:
-    if not pattern:
-        return not words
-    first, rest = pattern[0], pattern[1:]
-    if first == "#":
-        return any(_words_match(rest, words[skipped:]) for skipped in range(len(words) + 1))
-    return bool(words) and first in ("*", words[0]) and _words_match(rest, words[1:])

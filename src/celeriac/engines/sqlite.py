@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from itertools import islice
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 from typing import TypeVar
 
-from .base import FINISHED
 from .base import Action
 from .base import Binding
 from .base import ChordPart
@@ -32,6 +32,7 @@ from .base import Completion
 from .base import Delivery
 from .base import Engine
 from .base import EngineError
+from .base import FINISHED
 from .base import Lost
 from .base import Message
 from .base import Outcome
@@ -39,21 +40,23 @@ from .base import Queue
 from .base import Result
 from .base import TaskInfo
 from .base import Worker
+from .bell import mask
 from .bell import MESSAGES
 from .bell import RESULTS
-from .bell import mask
 from .connections import Connections
 from .connections import explained
 from .lanes import Intake
 from .lanes import Lanes
-from .place import Place
 from .place import parse_url
+from .place import Place
 from .statements import load_statements
 
 T = TypeVar("T")
 
 #: The longest sleep without a look at the file (seconds): the floor under a lost wake-up.
 FLOOR = 1.0
+#: How long an auto-delete queue may wait for its first consumer (seconds).
+UNUSED = 60.0
 #: How long chords wait for their parts, and revocations for their messages (seconds).
 KEEP = 30 * 86400.0
 
@@ -73,6 +76,11 @@ class SQLiteEngine(Engine):
         self._insert_sql = self._sql["insert_message"]
         self._lanes = Lanes(self._sql)
         self._numbers: dict[str, int] = {}
+
+    @property
+    def folder(self) -> Path:
+        self._connections.bell()  # Makes the folder, if this is its first use.
+        return self.place.folder
 
     # Messages
 
@@ -337,10 +345,10 @@ class SQLiteEngine(Engine):
                 self._drop_chord(db, group_id)
             for (queue,) in db.execute(self._sql["idle_queues"], (now,)).fetchall():
                 self._delete_queue(db, queue)
-        presence = self._connections.presence()
-        for row in self._rows("workers"):
-            if not presence.is_alive(row[1]):
-                self.deregister(row[1])
+            self._delete_unused(db, now)
+        for worker in self.list_workers():
+            if not worker.alive:
+                self.deregister(worker.id)
 
     # Reading
 
@@ -367,7 +375,6 @@ class SQLiteEngine(Engine):
             for _, id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at in self._rows(
                 "workers"
             )
-            if hostname
         ]
 
     def list_tasks(
@@ -546,6 +553,14 @@ class SQLiteEngine(Engine):
         self._purge(db, queue)
         for name in ("delete_queue", "delete_queue_bindings", "delete_lanes"):
             db.execute(self._sql[name], (queue,))
+
+    def _delete_unused(self, db: sqlite3.Connection, now: float) -> None:
+        """Delete the reply queues and mailboxes whose consumers are gone."""
+        used = {queue for worker in self.list_workers() if worker.alive for queue in worker.queues}
+        idle = db.execute(self._sql["auto_delete_queues"], (now - UNUSED,)).fetchall()
+        for (queue,) in idle:
+            if queue not in used:
+                self._delete_queue(db, queue)
 
     # Rate limits: rows that say when a task may start next, whoever starts it
 

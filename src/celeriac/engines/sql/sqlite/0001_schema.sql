@@ -141,7 +141,7 @@ SELECT m.id, m.task_id, l.task, l.queue,
             WHEN s.id IS NOT NULL THEN 'scheduled'
             ELSE 'ready' END AS status,
        -m.rank AS priority, m.published_at, m.due_at, m.envelope, m.body,
-       w.id AS worker, c.slot, m.deaths, c.claimed_at
+       w.id AS worker, c.slot, m.deaths, c.claimed_at, m.expires_at
 FROM celeriac_messages m
 JOIN celeriac_lanes l ON l.id = m.lane
 LEFT JOIN celeriac_claims c ON c.id = m.id

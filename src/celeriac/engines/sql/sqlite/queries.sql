@@ -109,6 +109,9 @@ DELETE FROM celeriac_bindings WHERE queue = ?;
 -- name: idle_queues
 SELECT name FROM celeriac_queues WHERE expires IS NOT NULL AND used_at + expires < ?;
 
+-- name: auto_delete_queues
+SELECT name FROM celeriac_queues WHERE auto_delete AND used_at < ?;
+
 -- name: bind
 INSERT INTO celeriac_bindings (exchange, type, routing_key, queue) VALUES (?, ?, ?, ?)
 ON CONFLICT (exchange, routing_key, queue) DO UPDATE SET type = excluded.type;

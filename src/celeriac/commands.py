@@ -1,0 +1,36 @@
+"""What we add to the ``celery`` command, and to every worker that it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from celery import signals
+from celery.bin.base import CeleryCommand
+from celery.bin.base import handle_preload_options
+
+from .engines import is_engine_url
+from .engines import open_engine
+from .explain import explain as explain_task
+
+
+@signals.worker_init.connect(weak=False, dispatch_uid="celeriac.worker")
+def _choose_parts(sender: Any, **kwargs: Any) -> None:
+    # Imported here, because a command like `celery report` needs no worker.
+    from .worker import choose_parts
+
+    choose_parts(sender)
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("task_id")
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def explain(ctx: click.Context, task_id: str) -> None:
+    """Tell why a task has not run, and what mends it."""
+    url = ctx.obj.app.conf.broker_read_url
+    if not is_engine_url(url):
+        raise click.UsageError(
+            f"Only the queues of Celeriac's own engines can be asked, and the broker is {url}."
+        )
+    click.echo(str(explain_task(open_engine(url), task_id)))

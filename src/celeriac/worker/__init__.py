@@ -1,0 +1,39 @@
+"""The worker: Celery's own program, with our pool and our consumer.
+
+The life of a worker: Celery's :class:`~celery.worker.WorkController` starts a pool
+(:mod:`.pool`) and a consumer (:mod:`.consumer`). The consumer registers the worker and starts the
+pool's children (:mod:`.child`). Each child claims, runs and completes by itself
+(:mod:`.claimant`, :mod:`.request`, :mod:`.completion`), and writes on the board (:mod:`.board`)
+what it does. When one dies, :mod:`.redelivery` decides what becomes of what it held.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.concurrency import get_implementation
+
+from celeriac.engines import is_engine_url
+
+_POOLS = {
+    "celery.concurrency.prefork:TaskPool": "celeriac.worker.pool:ProcessPool",
+    "celery.concurrency.thread:TaskPool": "celeriac.worker.pool:ThreadPool",
+    "celery.concurrency.solo:TaskPool": "celeriac.worker.pool:SoloPool",
+}
+
+
+def choose_parts(sender: Any, **kwargs: Any) -> None:
+    """Give a worker whose broker is an engine our pool and consumer; leave others alone.
+
+    A receiver of Celery's ``worker_init``, which is sent when the pool's class is known and
+    nothing was made of it yet. A pool or consumer that the user chose is kept.
+    """
+    if not is_engine_url(sender.app.conf.broker_read_url):
+        return
+    pool = get_implementation(sender.pool_cls)
+    ours = _POOLS.get(f"{pool.__module__}:{pool.__qualname__}")
+    if ours is None or sender.consumer_cls != "celery.worker.consumer:Consumer":
+        return
+    sender.pool_cls = get_implementation(ours)
+    sender.consumer_cls = "celeriac.worker.consumer:Consumer"
+    sender.autoscaler_cls = "celeriac.worker.autoscale:Autoscaler"

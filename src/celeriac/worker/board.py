@@ -1,0 +1,159 @@
+"""The board: what each child is doing, in memory that parent and children share.
+
+A child writes what it starts; its parent reads it, without a word between them and without a
+commit per task. When a child dies, the board says which of its deliveries had been started. It
+is a mapped file beside the queue file, so it outlives the whole worker: another one reads it
+when parent and children died together.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+#: How many children a worker may have.
+SLOTS = 256
+#: How many deliveries a child may have started and not completed.
+STARTED = 256
+
+# Per slot: process id; whether it runs a task now; whether it is to start no more of its batch;
+# how many deliveries it holds; how many it has started since the last completion; when it began
+# the current one, and when its soft and hard time limits end (monotonic seconds, 0 for none);
+# how many tasks it has run. Then the tags that it has started.
+_HEAD = struct.Struct("=IIIIIxxxxdddQ")
+_TAGS = 64
+_SLOT = _TAGS + 8 * STARTED
+_PID, _RUNNING, _HALT, _HELD, _COUNT, _BEGAN, _DONE = 0, 4, 8, 12, 16, 24, 48
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+_TIMES = struct.Struct("=ddd")
+
+
+class Activity(NamedTuple):
+    """What one child is doing."""
+
+    pid: int
+    running: bool
+    halted: bool
+    held: int
+    began: float
+    soft_deadline: float
+    hard_deadline: float
+    done: int
+    #: Tags of the deliveries started and not yet completed, the current one last.
+    started: tuple[int, ...]
+
+
+class Board:
+    """The board of one worker.
+
+    :param names: the tasks that can be counted; fixed when the board is made.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str] = ()) -> None:
+        self._path = path
+        # Between the thread that runs tasks and the one that records their outcomes.
+        self._lock = threading.Lock()
+        self._names = list(names)
+        self._index = {name: place for place, name in enumerate(self._names)}
+        size = SLOTS * (_SLOT + 8 * len(self._names))
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(file).st_size < size:
+                os.truncate(file, size)
+            self._map = mmap.mmap(file, 0)
+        finally:
+            os.close(file)
+
+    # The child's side
+
+    def enter(self, slot: int, pid: int) -> None:
+        """Say that a new child works in this slot."""
+        done = self.read(slot).done
+        _HEAD.pack_into(self._map, slot * _SLOT, pid, 0, 0, 0, 0, 0.0, 0.0, 0.0, done)
+
+    def hold(self, slot: int, count: int) -> None:
+        """Say how many deliveries the child holds; none of them was started yet."""
+        base = slot * _SLOT
+        _U32.pack_into(self._map, base + _HALT, 0)
+        _U32.pack_into(self._map, base + _HELD, count)
+
+    def begin(self, slot: int, tag: int, began: float, soft: float, hard: float) -> bool:
+        """Say that the child starts a delivery; return whether it may.
+
+        The tag is written before the halt is read, and the parent halts before it reads the
+        tags: so of a delivery that is started at that very moment at least one side knows.
+        """
+        base = slot * _SLOT
+        with self._lock:
+            (count,) = _U32.unpack_from(self._map, base + _COUNT)
+            _U64.pack_into(self._map, base + _TAGS + 8 * count, tag)
+            _U32.pack_into(self._map, base + _COUNT, count + 1)
+            if _U32.unpack_from(self._map, base + _HALT)[0]:
+                _U32.pack_into(self._map, base + _COUNT, count)
+                return False
+        _TIMES.pack_into(self._map, base + _BEGAN, began, soft, hard)
+        _U32.pack_into(self._map, base + _RUNNING, 1)
+        return True
+
+    def end(self, slot: int, task: str) -> None:
+        """Say that the child is done with the current delivery."""
+        base = slot * _SLOT
+        _U32.pack_into(self._map, base + _RUNNING, 0)
+        self._add(base + _DONE)
+        place = self._index.get(task)
+        if place is not None:
+            self._add(self._counter(slot, place))
+
+    def recorded(self, slot: int, count: int) -> None:
+        """Say that the first ``count`` of those that were started are recorded."""
+        base = slot * _SLOT
+        with self._lock:
+            (started,) = _U32.unpack_from(self._map, base + _COUNT)
+            rest = base + _TAGS + 8 * count
+            self._map[base + _TAGS : rest - 8 * count + 8 * (started - count)] = self._map[
+                rest : rest + 8 * (started - count)
+            ]
+            _U32.pack_into(self._map, base + _COUNT, started - count)
+
+    # The parent's side
+
+    def halt(self, slot: int) -> None:
+        """Tell the child to start no more of what it holds."""
+        _U32.pack_into(self._map, slot * _SLOT + _HALT, 1)
+
+    def read(self, slot: int) -> Activity:
+        """Return what the child of a slot is doing."""
+        base = slot * _SLOT
+        pid, running, halt, held, count, began, soft, hard, done = _HEAD.unpack_from(
+            self._map, base
+        )
+        started = struct.unpack_from(f"={min(count, STARTED)}Q", self._map, base + _TAGS)
+        return Activity(pid, bool(running), bool(halt), held, began, soft, hard, done, started)
+
+    def totals(self, slots: int = SLOTS) -> dict[str, int]:
+        """Return how often each task was run."""
+        totals = {}
+        for place, name in enumerate(self._names):
+            total = sum(
+                _U64.unpack_from(self._map, self._counter(slot, place))[0] for slot in range(slots)
+            )
+            if total:
+                totals[name] = total
+        return totals
+
+    def close(self) -> None:
+        """Unmap the board and delete its file."""
+        self._map.close()
+        self._path.unlink(missing_ok=True)
+
+    def _counter(self, slot: int, place: int) -> int:
+        return SLOTS * _SLOT + 8 * (slot * len(self._names) + place)
+
+    def _add(self, offset: int) -> None:
+        _U64.pack_into(self._map, offset, _U64.unpack_from(self._map, offset)[0] + 1)

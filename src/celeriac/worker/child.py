@@ -1,0 +1,188 @@
+"""What a child has before its loop starts, and how it comes to it: by fork, or as a thread.
+
+A child is set up as Celery sets up its own (:func:`~celery.concurrency.prefork.process_initializer`:
+signals, logging, app, tracers, ``worker_process_init``), so that whatever hooks into that works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+from typing import NamedTuple
+from typing import NoReturn
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+from celery.concurrency.prefork import process_destructor
+from celery.concurrency.prefork import process_initializer
+
+from celeriac.context import app_context
+from celeriac.engines import Engine
+from celeriac.engines.base import ChordPart
+
+from .board import Board
+from .claimant import Claimant
+from .claimant import Orders
+from .completion import Completer
+from .request import Limits
+from .request import Requests
+
+#: The signal by which the parent says that a soft time limit is over, as in Celery.
+SIG_SOFT_LIMIT = signal.SIGUSR1
+
+
+class Settings(NamedTuple):
+    """What all children of a worker share."""
+
+    app: Celery
+    engine: Engine
+    hostname: str
+    worker_id: str
+    board: Board
+    tasks: frozenset[str]
+    limits: Limits
+    max_tasks: int | None = None
+    #: Resident memory above which a child ends after its batch (KiB).
+    max_memory: int | None = None
+
+
+def make_claimant(settings: Settings, slot: int, orders: Callable[[], Orders]) -> Claimant:
+    """Put one child's loop together."""
+    app, engine, board = settings.app, settings.engine, settings.board
+
+    def on_recorded(count: int, chords: Sequence[ChordPart]) -> None:
+        board.recorded(slot, count)
+        for part in chords:
+            app.backend.chord_ready(part)
+
+    flask_app = getattr(app, "flask_app", None)
+    requests = Requests(app, engine, settings.hostname)
+    if flask_app is not None:
+        requests.app_context = lambda: app_context(flask_app)
+    requests.limits = settings.limits
+    engine.attend(settings.worker_id, slot)
+    board.enter(slot, os.getpid())
+    return Claimant(
+        engine,
+        requests,
+        Completer(engine, on_recorded),
+        board,
+        (settings.worker_id, slot),
+        settings.tasks,
+        _following(orders, app, requests),
+        max_tasks=settings.max_tasks,
+        may_go_on=lambda: not _is_too_big(settings.max_memory),
+    )
+
+
+def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
+    """Be a forked child, from its first instruction to its exit."""
+    process_initializer(settings.app, settings.hostname)
+    claimant = make_claimant(settings, slot, _Pipe(orders_pipe).newest)
+    signal.signal(SIG_SOFT_LIMIT, _soft_limit_handler(claimant))
+    code = 1
+    try:
+        claimant.loop()
+        code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    finally:
+        process_destructor(os.getpid(), code)
+        settings.engine.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run_thread(settings: Settings, slot: int, orders: Callable[[], Orders]) -> None:
+    """Be a thread of the pool."""
+    settings.app.set_current()
+    make_claimant(settings, slot, orders).loop()
+
+
+class _Pipe:
+    """The reading end of the orders: JSON lines, of which the last one counts."""
+
+    def __init__(self, file: int) -> None:
+        os.set_blocking(file, False)
+        self._file = file
+        self._rest = b""
+        self._orders = Orders()
+
+    def newest(self) -> Orders:
+        try:
+            data = os.read(self._file, 65536)
+        except BlockingIOError:
+            return self._orders
+        if not data:  # The parent is gone.
+            return Orders(stop=True)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if lines:
+            self._orders = decode_orders(lines[-1])
+        return self._orders
+
+
+def encode_orders(orders: Orders) -> bytes:
+    """Return orders as a line for :func:`run_child`'s pipe."""
+    return json.dumps(asdict(orders)).encode() + b"\n"
+
+
+def decode_orders(line: bytes) -> Orders:
+    """Undo :func:`encode_orders`."""
+    fields = json.loads(line)
+    fields["queues"] = tuple(fields["queues"])
+    fields["limits"] = {name: tuple(pair) for name, pair in fields["limits"].items()}
+    return Orders(**fields)
+
+
+def _following(
+    orders: Callable[[], Orders], app: Celery, requests: Requests
+) -> Callable[[], Orders]:
+    """Return ``orders``, carrying out what changes in them on the way."""
+    last: list[Orders] = [Orders()]
+
+    def follow() -> Orders:
+        newest = orders()
+        if newest is not last[0]:
+            _apply(last[0], newest, app, requests)
+            last[0] = newest
+        return newest
+
+    return follow
+
+
+def _apply(old: Orders, new: Orders, app: Celery, requests: Requests) -> None:
+    for name, (soft, hard) in new.limits.items():
+        app.tasks[name].soft_time_limit, app.tasks[name].time_limit = soft, hard
+    if new.events and not old.events:
+        requests.eventer = _make_eventer(app, requests.hostname)
+    elif old.events and not new.events:
+        requests.eventer = None
+
+
+def _make_eventer(app: Celery, hostname: str) -> Any:
+    return app.events.Dispatcher(
+        app.connection_for_write(), hostname=hostname, enabled=True, groups=["task"]
+    )
+
+
+def _soft_limit_handler(claimant: Claimant) -> Callable[[int, Any], None]:
+    def raise_soft_limit(signum: int, frame: Any) -> None:
+        if claimant.current is not None:
+            raise SoftTimeLimitExceeded()
+
+    return raise_soft_limit
+
+
+def _is_too_big(max_memory: int | None) -> bool:
+    if not max_memory:
+        return False
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (used // 1024 if sys.platform == "darwin" else used) > max_memory

@@ -1,0 +1,200 @@
+"""The loop of one child: claim, run, complete.
+
+A child asks nobody. It claims a batch by itself, runs it in order, and records the outcomes
+together; its parent tells it only when something changes: what to consume, how fast, or to
+stop. The same loop serves a forked child, a thread, and the worker's own process (solo).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from typing import NoReturn
+
+from celery.utils.log import get_logger
+
+from celeriac.engines import Engine
+from celeriac.engines import EngineError
+from celeriac.engines.base import Delivery
+from celeriac.envelope import Envelope
+
+from .board import Board
+from .completion import Completer
+from .completion import LIMIT
+from .request import Requests
+
+logger = get_logger(__name__)
+
+#: How long a batch should take (seconds): long enough to share its commits, short enough that
+#: nobody waits behind it for what another child could start.
+BATCH = 0.005
+#: How long to wait before asking again a database that refused (seconds).
+RETRY = 0.5
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the parent tells a child. Each replaces the one before."""
+
+    queues: tuple[str, ...] = ()
+    #: Seconds between two starts of a task, over all workers.
+    rates: Mapping[str, float] = field(default_factory=dict)
+    #: Names of tasks with new time limits: soft, hard.
+    limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    events: bool = False
+    stop: bool = False
+
+
+class Pace:
+    """How many deliveries to claim at once, by the run times seen.
+
+    Before anything is known it is one, and it at most doubles from one claim to the next: a
+    slow task that follows many quick ones finds little behind it.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 1
+        self._mean = 0.0
+
+    def saw(self, count: int, seconds: float) -> None:
+        """Take in that ``count`` tasks took ``seconds``."""
+        each = seconds / count
+        self._mean = each if not self._mean else 0.7 * self._mean + 0.3 * each
+        fits = int(BATCH / max(self._mean, BATCH / LIMIT))
+        self.limit = max(1, min(fits, 2 * self.limit, LIMIT))
+
+
+class Claimant:
+    """One child's loop.
+
+    :param orders: returns the parent's newest orders; asked before each claim.
+    :param max_tasks: end after so many tasks.
+    :param may_go_on: asked between batches; the loop ends when it says no.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Requests,
+        completer: Completer,
+        board: Board,
+        place: tuple[str, int],
+        tasks: frozenset[str],
+        orders: Callable[[], Orders],
+        *,
+        max_tasks: int | None = None,
+        may_go_on: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._completer = completer
+        self._board = board
+        self._worker_id, self._slot = place
+        self._tasks = tasks
+        self._orders = orders
+        self._max_tasks = max_tasks
+        self._may_go_on = may_go_on
+        self._pace = Pace()
+        self._done = 0
+        #: The delivery being run, for those who interrupt it (time limits).
+        self.current: Delivery | None = None
+
+    def loop(self) -> None:
+        """Work until told to stop, or until the child's own limits are reached."""
+        while not self._orders().stop and self._has_more() and self._may_go_on():
+            if not self.step():
+                self.wait(1.0)
+        self._completer.close()
+
+    def step(self) -> bool:
+        """Claim and run one batch; say whether there was anything to run."""
+        try:
+            deliveries = self._claim()
+            if deliveries:
+                self._run(deliveries)
+            return bool(deliveries)
+        except EngineError as exc:
+            self._pause(exc)
+            return False
+
+    def wait(self, timeout: float) -> None:
+        """Sleep until there may be something to claim, or something to obey."""
+        orders = self._orders()
+        if orders.stop:
+            return
+        try:
+            self._engine.wait_for_messages(
+                orders.queues,
+                timeout,
+                tasks=self._tasks,
+                rates=orders.rates,
+                place=(self._worker_id, self._slot),
+            )
+        except EngineError as exc:
+            self._pause(exc)
+
+    def _claim(self) -> list[Delivery]:
+        orders = self._orders()
+        limit = self._pace.limit
+        if self._max_tasks is not None:
+            limit = min(limit, self._max_tasks - self._done)
+        return self._engine.claim(
+            orders.queues,
+            limit,
+            worker=self._worker_id,
+            slot=self._slot,
+            tasks=self._tasks,
+            rates=orders.rates,
+        )
+
+    def _run(self, deliveries: list[Delivery]) -> None:
+        revoked = self._engine.revoked([delivery.task_id for delivery in deliveries])
+        began = time.monotonic()
+        self._board.hold(self._slot, len(deliveries))
+        count = 0
+        for delivery in deliveries:
+            if self._orders().stop or not self._run_one(delivery, revoked):
+                self._engine.release(deliveries[count:])
+                break
+            count += 1
+        self._board.hold(self._slot, 0)
+        self._done += count
+        if count:
+            self._pace.saw(count, time.monotonic() - began)
+        self._completer.flush()
+
+    def _run_one(self, delivery: Delivery, revoked: set[str]) -> bool:
+        began = time.monotonic()
+        envelope = Envelope.unpack(delivery.envelope)
+        limits = self._requests.limits_of(delivery, envelope)
+        soft = began + limits.soft if limits.soft else 0.0
+        hard = began + limits.hard if limits.hard else 0.0
+        if not self._board.begin(self._slot, delivery.tag, began, soft, hard):
+            return False
+        self._completer.stand_by()
+        self.current = delivery
+        try:
+            outcome = self._requests.run(delivery, envelope, revoked)
+        except BaseException as exc:
+            self._end(exc)
+        finally:
+            self.current = None
+        self._board.end(self._slot, delivery.task)
+        self._completer.add(outcome)
+        return True
+
+    def _end(self, exc: BaseException) -> NoReturn:
+        """The task ends the process: record what others did, and let it."""
+        self._completer.flush()
+        raise exc
+
+    def _has_more(self) -> bool:
+        return self._max_tasks is None or self._done < self._max_tasks
+
+    def _pause(self, exc: EngineError) -> None:
+        logger.error("%s Trying again in %s s.", exc, RETRY)
+        threading.Event().wait(RETRY)

@@ -1,0 +1,404 @@
+"""The parent's side of our worker: everything but the tasks.
+
+Celery's :class:`~celery.worker.consumer.Consumer` with the steps that concern tasks left out,
+because the pool's children claim by themselves. What is left is the worker as others see it: its
+heartbeat and events, its remote control, and the care for what the dead left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
+
+from celery import bootsteps
+from celery import Celery
+from celery.utils.log import get_logger
+from celery.utils.time import rate
+from celery.worker import consumer as stock
+from celery.worker import pidbox
+from celery.worker import state
+from celery.worker.consumer.connection import Connection
+from celery.worker.consumer.events import Events
+from celery.worker.request import Request
+
+from celeriac.engines import Engine
+from celeriac.engines import EngineError
+from celeriac.engines import open_engine
+from celeriac.engines.base import Delivery
+from celeriac.engines.base import TaskInfo
+from celeriac.engines.base import Worker
+from celeriac.envelope import Envelope
+
+from .board import Board
+from .child import Settings
+from .claimant import Orders
+from .control import handlers
+from .pool import Pool
+from .redelivery import board_path
+from .redelivery import Redelivery
+from .request import as_message
+from .request import Limits
+from .request import Requests
+
+logger = get_logger(__name__)
+
+#: Seconds between two heartbeats in the database.
+HEARTBEAT = 5.0
+#: Seconds between two looks for what dead workers left behind.
+TAKE_OVER = 2.0
+#: Seconds between two clean-ups.
+MAINTENANCE = 30.0
+#: A chord complete for so long whose callback was not sent is taken up (seconds).
+CHORD = 10.0
+
+
+class Children(bootsteps.StartStopStep):
+    """Makes the worker known to the engine, and starts its children."""
+
+    label = "Children"
+    requires = (Connection,)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        c.task_consumer = c.qos = None
+        super().__init__(c, **kwargs)
+
+    def start(self, c: Any) -> None:
+        c.start_children()
+
+    def stop(self, c: Any) -> None:
+        """Nothing yet: children finish while the worker still answers for them."""
+
+    def shutdown(self, c: Any) -> None:
+        c.leave()
+
+    def info(self, c: Any) -> dict[str, Any]:
+        return {"prefetch_count": 0}
+
+
+class Control(bootsteps.StartStopStep):
+    """Remote control: Celery's mailbox, with our answers where the store knows better."""
+
+    requires = (Children, Events)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        self.box = _Pidbox(c)
+        self.start = self.box.start
+        self.stop = self.box.stop
+        self.shutdown = self.box.shutdown
+        super().__init__(c, **kwargs)
+
+    def include_if(self, c: Any) -> bool:
+        return bool(c.app.conf.worker_enable_remote_control)
+
+
+class _Pidbox(pidbox.Pidbox):
+    def __init__(self, c: Any) -> None:
+        super().__init__(c)
+        self.node.handlers = handlers(self.node.handlers)
+
+    def on_message(self, body: Any, message: Any) -> None:
+        self.c.refresh_state()
+        try:
+            super().on_message(body, message)
+        finally:
+            self.c.send_orders()
+
+
+class Loop(bootsteps.StartStopStep):
+    """Runs last, until the worker is told to stop."""
+
+    label = "event loop"
+    last = True
+
+    def start(self, c: Any) -> None:
+        c.loop()
+
+
+class _Blueprint(stock.Consumer.Blueprint):
+    default_steps = [
+        Connection,
+        Children,
+        Events,
+        "celery.worker.consumer.heart:Heart",
+        Control,
+        Loop,
+    ]
+
+
+class Consumer(stock.Consumer):
+    """Celery's consumer over an engine."""
+
+    Blueprint = _Blueprint
+
+    app: Celery
+    pool: Pool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.loop = self._loop
+        self.engine: Engine = open_engine(kwargs["app"].conf.broker_read_url)
+        self.id = uuid.uuid4().hex
+        self.started_at = time.time()
+        self._settings: Settings | None = None
+        self._chores: list[_Chore] = []
+        super().__init__(*args, **kwargs)
+
+    # Starting and stopping
+
+    def start_children(self) -> None:
+        """Become known, take over what the dead left, and let the children begin."""
+        if self._settings is not None:  # A reconnection: the children never noticed.
+            return
+        self.update_strategies()
+        self._settings = settings = self._make_settings()
+        self.register()
+        redelivery = Redelivery(
+            settings,
+            Requests(self.app, self.engine, self.hostname, eventer=None),
+            self.engine.folder,
+        )
+        self.pool.on_death = redelivery.child_died
+        self._chores = [
+            _Chore(TAKE_OVER, redelivery.take_over),
+            _Chore(HEARTBEAT, lambda: self.engine.heartbeat(self.id)),
+            _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
+            _Chore(CHORD, self._dispatch_chords),
+        ]
+        redelivery.take_over()
+        self.pool.prepare(settings, self._orders())
+
+    def leave(self) -> None:
+        """Be known no more. Called when the children are gone."""
+        if self._settings is not None:
+            self.engine.deregister(self.id)
+            self._settings.board.close()
+            self._settings = None
+
+    def register(self) -> None:
+        """Tell the engine what this worker can run."""
+        self.engine.register(
+            Worker(
+                id=self.id,
+                hostname=self.hostname,
+                pid=os.getpid(),
+                queues=self._queues(),
+                tasks=frozenset(self.app.tasks),
+                concurrency=self.pool.limit or 1,
+            )
+        )
+
+    def cancel_active_requests(self) -> None:
+        """End what runs, at a cold shutdown: what is ``acks_late`` runs again elsewhere."""
+        for slot, activity in self.pool.activities():
+            if activity.running and activity.pid != os.getpid():
+                logger.warning("Ending the task of process %s (slot %s)", activity.pid, slot)
+                os.kill(activity.pid, signal.SIGKILL)
+
+    # The loop
+
+    def _loop(self, *args: Any) -> None:
+        self.on_ready()
+        while self.blueprint.state == bootsteps.RUN and self.connection:
+            state.maybe_shutdown()
+            self.perform_pending_operations()
+            nap = self.pool.tick()
+            for chore in self._chores:
+                chore.run_if_due()
+            self._drain(nap)
+
+    def _drain(self, timeout: float) -> None:
+        try:
+            self.connection.drain_events(timeout=timeout or 0.001)
+        except TimeoutError:
+            pass
+
+    def _dispatch_chords(self) -> None:
+        for part in self.engine.ready_chords(time.time() - CHORD):
+            self.app.backend.chord_ready(part)
+
+    # What children are told
+
+    def send_orders(self) -> None:
+        """Tell the children what may have changed: queues, rates, limits, events."""
+        orders = self._orders()
+        if self._settings is not None and orders != self.pool.orders and not self.pool.orders.stop:
+            self.pool.command(orders)
+            self.register()
+
+    def add_task_queue(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        exchange_type: str | None = None,
+        routing_key: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Start to consume from a queue."""
+        queues = self.app.amqp.queues
+        if queue in queues:
+            found = queues.select_add(queues[queue])
+        else:
+            found = queues.select_add(
+                queue,
+                exchange=exchange or queue,
+                exchange_type=exchange_type or "direct",
+                routing_key=routing_key,
+                **options,
+            )
+        found(self.connection.default_channel).declare()
+        logger.info("Started consuming from %s", queue)
+        self.send_orders()
+
+    def cancel_task_queue(self, queue: str) -> None:
+        """Stop to consume from a queue."""
+        self.app.amqp.queues.deselect(queue)
+        logger.info("Canceling queue %s", queue)
+        self.send_orders()
+
+    def reset_rate_limits(self) -> None:
+        """Let changed rate limits take effect."""
+        if getattr(self, "_settings", None) is not None:
+            self.send_orders()
+
+    def _update_prefetch_count(self, index: int = 0) -> None:
+        """Nothing to do: children claim what they can start."""
+
+    def _orders(self) -> Orders:
+        return Orders(
+            queues=self._queues(),
+            rates=dict(self._rates()),
+            limits={
+                name: (task.soft_time_limit, task.time_limit)
+                for name, task in self.app.tasks.items()
+                if task.soft_time_limit or task.time_limit
+            },
+            events=self._wants_task_events(),
+        )
+
+    def _queues(self) -> tuple[str, ...]:
+        return tuple(self.app.amqp.queues.consume_from)
+
+    def _rates(self) -> Iterable[tuple[str, float]]:
+        if not self.disable_rate_limits:
+            for name, task in self.app.tasks.items():
+                per_second = rate(getattr(task, "rate_limit", None))
+                if per_second:
+                    yield name, 1.0 / per_second
+
+    def _wants_task_events(self) -> bool:
+        eventer = getattr(self, "event_dispatcher", None)
+        if eventer is None:
+            return bool(self.controller.task_events)
+        return bool(eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+
+    def _make_settings(self) -> Settings:
+        options = self.pool.options
+        names = sorted(self.app.tasks)
+        return Settings(
+            app=self.app,
+            engine=self.engine,
+            hostname=self.hostname,
+            worker_id=self.id,
+            board=Board(board_path(self.engine.folder, self.id), names),
+            tasks=frozenset(names),
+            limits=Limits(options.get("soft_timeout"), options.get("timeout")),
+            max_tasks=options.get("maxtasksperchild"),
+            max_memory=options.get("max_memory_per_child"),
+        )
+
+    # What others ask
+
+    def refresh_state(self) -> None:
+        """Fill in Celery's picture of the worker, which remote control reads, from the store."""
+        state.requests.clear()
+        state.reserved_requests.clear()
+        state.active_requests.clear()
+        if self._settings is None:
+            return
+        running = {
+            activity.started[-1]: activity
+            for _, activity in self.pool.activities()
+            if activity.running and activity.started
+        }
+        self._held = []  # The sets of Celery's picture are weak.
+        for info in self.engine.list_tasks(worker=self.id, status="claimed"):
+            request = self._as_request(info)
+            if request is None:
+                continue
+            self._held.append(request)
+            state.task_reserved(request)
+            activity = running.get(info.tag)
+            if activity is not None:
+                request.worker_pid = activity.pid
+                request.time_start = time.time() - (time.monotonic() - activity.began)
+                request.acknowledged = not request.task.acks_late
+                state.active_requests.add(request)
+        self._refresh_totals()
+
+    def scheduled(self) -> list[dict[str, Any]]:
+        """Return the tasks in our queues that are not due yet, as ``inspect scheduled`` does."""
+        infos = self.engine.list_tasks(queues=self._queues(), status="scheduled")
+        return [
+            {
+                "eta": request.eta.isoformat() if request.eta else None,
+                "priority": 6,
+                "request": request.info(),
+            }
+            for request in map(self._as_request, infos)
+            if request is not None
+        ]
+
+    def _refresh_totals(self) -> None:
+        assert self._settings is not None
+        totals = self._settings.board.totals()
+        state.total_count.clear()
+        state.total_count.update(totals)
+        state.all_total_count[:] = [sum(totals.values())]
+
+    def _as_request(self, info: TaskInfo) -> Request | None:
+        if info.task not in self.app.tasks:
+            return None
+        delivery = Delivery(
+            info.tag,
+            0,
+            info.queue,
+            info.envelope,
+            info.body,
+            info.task,
+            info.task_id,
+            info.priority,
+            info.deaths,
+            info.deaths > 0,
+            None,
+        )
+        return Request(
+            as_message(delivery, Envelope.unpack(info.envelope)),
+            app=self.app,
+            hostname=self.hostname,
+            task=self.app.tasks[info.task],
+            eventer=self.event_dispatcher,
+            on_ack=lambda *_: None,
+            on_reject=lambda *_: None,
+        )
+
+
+class _Chore:
+    """Something to do every so often."""
+
+    def __init__(self, interval: float, action: Callable[[], Any]) -> None:
+        self._interval = interval
+        self._action = action
+        self._due = time.monotonic() + interval
+
+    def run_if_due(self) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._interval
+        try:
+            self._action()
+        except EngineError as exc:
+            logger.error("%s", exc)

@@ -1,0 +1,245 @@
+"""One delivery, run in its app context and traced by Celery, giving an Outcome.
+
+The way of a task that succeeds is short and written out here: unpack, decode, trace. Whatever
+else can happen (a failure, a retry, a revocation, an expiry, a rejected message) goes through
+Celery's own :class:`celery.worker.request.Request`, whose acknowledging and storing is caught
+and becomes the outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
+from typing import Any
+from typing import NamedTuple
+
+from billiard.einfo import ExceptionInfo
+from celery import Celery
+from celery import signals
+from celery.app.task import Context
+from celery.app.trace import LOG_RECEIVED
+from celery.utils.log import get_logger
+from celery.worker import state
+from celery.worker.request import Request
+from kombu.message import Message as KombuMessage
+from kombu.serialization import loads
+from kombu.serialization import prepare_accept_content
+
+from celeriac.collect import collecting
+from celeriac.collect import Collector
+from celeriac.engines import Engine
+from celeriac.engines.base import Action
+from celeriac.engines.base import Delivery
+from celeriac.engines.base import Outcome
+from celeriac.envelope import Envelope
+
+logger = get_logger("celery.worker.strategy")
+
+#: Headers of Celery's own. What a caller added beside them is ``request.headers``. Celery finds
+#: them out for each task anew, at 16 µs; here they are told apart once.
+_KNOWN = frozenset(
+    {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression", "delivery_info"}
+)
+
+
+class Limits(NamedTuple):
+    """A task's time limits (seconds)."""
+
+    soft: float | None
+    hard: float | None
+
+
+class Requests:
+    """Turns deliveries into outcomes, for one child.
+
+    :param app_context: makes the context that spans each whole task.
+    :param eventer: Celery's event dispatcher, when events are sent.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        engine: Engine,
+        hostname: str,
+        app_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        eventer: Any = None,
+        consumer: Any = None,
+    ) -> None:
+        self._app = app
+        self._engine = engine
+        self.hostname = hostname
+        self.app_context: Callable[[], AbstractContextManager[Any]] = app_context
+        self._consumer = consumer
+        self._accept = prepare_accept_content(app.conf.accept_content)
+        self.eventer = eventer
+        #: Default limits of the pool, for tasks that have none of their own.
+        self.limits = Limits(None, None)
+
+    def run(self, delivery: Delivery, envelope: Envelope, revoked: Collection[str] = ()) -> Outcome:
+        """Run one delivery to its end. Only what ends the process is raised."""
+        collector = Collector(self._engine, delivery.task_id)
+        action = [Action.ACKNOWLEDGE]
+        with collecting(collector):
+            try:
+                self._execute(delivery, envelope, delivery.task_id in revoked, action)
+            except Exception as exc:  # A message that Celery can not even look at.
+                self._refuse(delivery, exc)
+        return Outcome(delivery, action[0], collector.results, collector.messages, collector.parts)
+
+    def limits_of(self, delivery: Delivery, envelope: Envelope) -> Limits:
+        """Return the time limits of one delivery: the caller's, the task's or the pool's."""
+        hard, soft = envelope.headers.get("timelimit") or (None, None)
+        task = self._app.tasks[delivery.task]
+        return Limits(
+            soft or task.soft_time_limit or self.limits.soft,
+            hard or task.time_limit or self.limits.hard,
+        )
+
+    def _execute(
+        self, delivery: Delivery, envelope: Envelope, revoked: bool, action: list[Action]
+    ) -> None:
+        expired = delivery.expires_at is not None and delivery.expires_at <= time.time()
+        if revoked or expired or state.revoked_stamps:
+            if self._is_called_off(delivery, envelope, revoked):
+                return
+        self._announce(delivery, envelope)
+        args, kwargs, embed = self._decode(delivery, envelope)
+        context = self._context(delivery, envelope, args, kwargs, embed)
+        self._send_event(delivery, "task-started")
+        with self.app_context():
+            trace = self._app.tasks[delivery.task].__trace__
+            retval, info, runtime, retstr = trace(delivery.task_id, args, kwargs, context)
+        if info is None:
+            self._send_event(delivery, "task-succeeded", result=retstr, runtime=runtime)
+        else:
+            self.as_request(delivery, envelope, action).on_failure(retval, return_ok=True)
+
+    def _announce(self, delivery: Delivery, envelope: Envelope) -> None:
+        """Tell the log, the signal's receivers and the monitors, where there are any."""
+        info = logger.isEnabledFor(20)
+        if not (info or signals.task_received.receivers or self._sends_events(delivery)):
+            return
+        request = self.as_request(delivery, envelope, [Action.ACKNOWLEDGE])
+        if info:
+            data = {
+                "id": request.id,
+                "name": request.name,
+                "args": request.argsrepr,
+                "kwargs": request.kwargsrepr,
+                "eta": request.eta,
+            }
+            logger.info(LOG_RECEIVED, data, extra={"data": data})
+        signals.task_received.send(sender=self._consumer, request=request)
+        if self._sends_events(delivery):
+            request.send_event("task-received", **_received(request))
+
+    def _decode(self, delivery: Delivery, envelope: Envelope) -> tuple[Any, Any, Any]:
+        args, kwargs, embed = loads(
+            delivery.body, envelope.content_type, envelope.content_encoding, accept=self._accept
+        )
+        return args, kwargs, embed or {}
+
+    def _context(
+        self, delivery: Delivery, envelope: Envelope, args: Any, kwargs: Any, embed: Any
+    ) -> dict[str, Any]:
+        """Return the request as the task sees it, in the shape that Celery's worker gives it."""
+        headers, properties = envelope.headers, envelope.properties
+        return {
+            "headers": {key: headers[key] for key in headers.keys() - _KNOWN},
+            **headers,
+            "properties": properties,
+            "reply_to": properties.get("reply_to"),
+            "correlation_id": properties.get("correlation_id"),
+            "hostname": self.hostname,
+            "delivery_info": delivery_info(delivery, envelope),
+            "args": args,
+            "kwargs": kwargs,
+            "is_eager": False,
+            **embed,
+        }
+
+    def _is_called_off(self, delivery: Delivery, envelope: Envelope, revoked: bool) -> bool:
+        request = self.as_request(delivery, envelope, [Action.ACKNOWLEDGE])
+        if revoked:
+            state.revoked.add(delivery.task_id)
+        return bool(request.revoked())
+
+    def _refuse(self, delivery: Delivery, exc: Exception) -> None:
+        logger.exception("Task %s[%s] can not be run", delivery.task, delivery.task_id)
+        self._app.backend.mark_as_failure(delivery.task_id, exc)
+
+    def as_request(self, delivery: Delivery, envelope: Envelope, action: list[Action]) -> Request:
+        """Return Celery's own request for a delivery.
+
+        :param action: its one element is set when the request rejects its message.
+        """
+
+        def on_reject(logger: Any, errors: Any, requeue: bool) -> None:
+            action[0] = Action.REQUEUE if requeue else Action.ACKNOWLEDGE
+
+        return Request(
+            as_message(delivery, envelope),
+            on_ack=lambda *_: None,
+            on_reject=on_reject,
+            hostname=self.hostname,
+            eventer=self.eventer,
+            app=self._app,
+            task=self._app.tasks[delivery.task],
+        )
+
+    def _sends_events(self, delivery: Delivery) -> bool:
+        eventer = self.eventer
+        return bool(eventer and eventer.enabled and self._app.tasks[delivery.task].send_events)
+
+    def _send_event(self, delivery: Delivery, type: str, **fields: Any) -> None:
+        if self._sends_events(delivery):
+            self.eventer.send(type, uuid=delivery.task_id, **fields)
+
+
+def delivery_info(delivery: Delivery, envelope: Envelope) -> dict[str, Any]:
+    """Return where a delivery came from, as ``request.delivery_info``."""
+    info = envelope.properties.get("delivery_info") or {}
+    return {
+        "exchange": info.get("exchange", ""),
+        "routing_key": info.get("routing_key", delivery.queue),
+        "priority": envelope.properties.get("priority"),
+        "redelivered": delivery.redelivered,
+    }
+
+
+def as_message(delivery: Delivery, envelope: Envelope) -> KombuMessage:
+    """Return a delivery as kombu's message."""
+    return KombuMessage(
+        body=delivery.body,
+        delivery_tag=delivery.tag,
+        content_type=envelope.content_type,
+        content_encoding=envelope.content_encoding,
+        delivery_info=delivery_info(delivery, envelope),
+        properties=envelope.properties,
+        headers=envelope.headers,
+        accept=None,
+    )
+
+
+def failure(exc: BaseException) -> ExceptionInfo:
+    """Return an error that did not happen here as Celery wants to hear of it."""
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo()
+
+
+def _received(request: Request) -> dict[str, Any]:
+    return {
+        "name": request.name,
+        "args": request.argsrepr,
+        "kwargs": request.kwargsrepr,
+        "root_id": request.root_id,
+        "parent_id": request.parent_id,
+        "retries": request.request_dict.get("retries", 0),
+        "eta": request.eta and request.eta.isoformat(),
+        "expires": request.expires and request.expires.isoformat(),
+    }
