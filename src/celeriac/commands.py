@@ -25,7 +25,7 @@ def _choose_parts(sender: Any, **kwargs: Any) -> None:
 @click.command(cls=CeleryCommand)
 @click.argument("task_id")
 @click.pass_context
-@handle_preload_options  # type: ignore[untyped-decorator]
+@handle_preload_options
 def explain(ctx: click.Context, task_id: str) -> None:
     """Tell why a task has not run, and what mends it."""
     url = ctx.obj.app.conf.broker_read_url

@@ -148,4 +148,4 @@ class EngineProducer:
 
 
 def _mode(delivery_mode: Any) -> int:
-    return {"transient": 1, "persistent": 2}.get(delivery_mode, delivery_mode)
+    return int({"transient": 1, "persistent": 2}.get(delivery_mode, delivery_mode))

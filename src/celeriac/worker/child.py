@@ -1,7 +1,7 @@
 """What a child has before its loop starts, and how it comes to it: by fork, or as a thread.
 
-A child is set up as Celery sets up its own (:func:`~celery.concurrency.prefork.process_initializer`:
-signals, logging, app, tracers, ``worker_process_init``), so that whatever hooks into that works.
+A child is set up as Celery sets up its own, by the same function (signals, logging, app,
+tracers, ``worker_process_init``), so that whatever hooks into that works.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def _following(
 
 def _apply(old: Orders, new: Orders, app: Celery, requests: Requests) -> None:
     for name, (soft, hard) in new.limits.items():
-        app.tasks[name].soft_time_limit, app.tasks[name].time_limit = soft, hard
+        task: Any = app.tasks[name]
+        task.soft_time_limit, task.time_limit = soft, hard
     if new.events and not old.events:
         requests.eventer = _make_eventer(app, requests.hostname)
     elif old.events and not new.events:

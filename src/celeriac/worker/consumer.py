@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
+from typing import cast
 
 from celery import bootsteps
 from celery import Celery
@@ -285,7 +286,7 @@ class Consumer(stock.Consumer):
     def _rates(self) -> Iterable[tuple[str, float]]:
         if not self.disable_rate_limits:
             for name, task in self.app.tasks.items():
-                per_second = rate(getattr(task, "rate_limit", None))
+                per_second = rate(cast("str", getattr(task, "rate_limit", None)))
                 if per_second:
                     yield name, 1.0 / per_second
 

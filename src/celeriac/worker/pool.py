@@ -50,6 +50,10 @@ class Pool(BasePool):
     #: Called with slot, process id and reason when a child died.
     on_death: Callable[[int, int, str], None]
 
+    #: How many children there are to be.
+    limit: int
+    options: dict[str, Any]
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.settings: Settings | None = None

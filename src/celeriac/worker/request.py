@@ -14,6 +14,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from typing import Any
+from typing import cast
 from typing import NamedTuple
 
 from billiard.einfo import ExceptionInfo
@@ -137,9 +138,9 @@ class Requests:
             request.send_event("task-received", **_received(request))
 
     def _decode(self, delivery: Delivery, envelope: Envelope) -> tuple[Any, Any, Any]:
-        args, kwargs, embed = loads(
-            delivery.body, envelope.content_type, envelope.content_encoding, accept=self._accept
-        )
+        # The stubs of kombu do not know that both may be missing.
+        kind = cast("tuple[str, str]", (envelope.content_type, envelope.content_encoding))
+        args, kwargs, embed = loads(delivery.body, *kind, accept=self._accept)
         return args, kwargs, embed or {}
 
     def _context(
