@@ -334,7 +334,7 @@ class EngineBackend(_BaseBackend):  # type: ignore[misc]
         part = ChordPart(
             request.group,
             member=f"{request.id}:{request.group_index}",
-            index=request.group_index,
+            place=request.group_index,
             meta=self._part_meta(collector, request.id, state, result),
             callback=self._pack(request.chord),
         )

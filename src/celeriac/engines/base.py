@@ -91,7 +91,7 @@ class ChordPart(NamedTuple):
     #: Tells the members apart: one that finishes twice is counted once.
     member: str
     #: Its place in the header. ``None`` comes last, in the order of finishing.
-    index: int | None
+    place: int | None
     #: What the result backend encoded, as in :class:`Result`: a header whose results are
     #: ignored has them nowhere else.
     meta: bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 from urllib.parse import unquote
 
@@ -46,7 +47,7 @@ class Place:
 
 def parse_url(url: str) -> Place:
     """Read ``sqlite:///relative``, ``sqlite:////absolute`` and the options behind ``?``."""
-    scheme, _, rest = url.partition("://")
+    _, _, rest = url.partition("://")
     name, _, query = rest.partition("?")
     host, slash, file = name.partition("/")
     if host or ":memory:" in file:
@@ -59,8 +60,8 @@ def parse_url(url: str) -> Place:
     return Place(path.absolute(), **_options(url, query))
 
 
-def _options(url: str, query: str) -> dict[str, bool | float]:
-    options: dict[str, bool | float] = {}
+def _options(url: str, query: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name == "durability" and value in ("full", "normal"):
             options["full"] = value == "full"

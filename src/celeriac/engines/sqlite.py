@@ -512,7 +512,8 @@ class SQLiteEngine(Engine):
         return frozenset(held)
 
     def _settle(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
-        done, again = [], []
+        done: list[int] = []
+        again: list[int] = []
         for outcome in outcomes:
             (done if outcome.action is Action.ACKNOWLEDGE else again).append(outcome.delivery.tag)
         if done:
@@ -527,7 +528,7 @@ class SQLiteEngine(Engine):
 
     def _join(self, db: sqlite3.Connection, part: ChordPart) -> bool:
         now = time.time()
-        fields = (part.group_id, part.member, part.index, part.meta)
+        fields = (part.group_id, part.member, part.place, part.meta)
         if not db.execute(self._sql["insert_part"], fields).rowcount:
             return False
         db.execute(self._sql["count_part"], (part.group_id, part.callback, now))
