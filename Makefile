@@ -51,8 +51,8 @@ format: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements/dev.txt $(wildcard examples/*/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Celeriac needs Python 3.10 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/dev.txt
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation \
 		-e . $(patsubst %/pyproject.toml,-e %,$(wildcard examples/*/pyproject.toml))
 	@touch $@
 
@@ -61,7 +61,7 @@ LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10
 	--no-emit-package pytz --custom-compile-command 'make lock'
 
 lock: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install -qq --disable-pip-version-check uv
 	$(LOCK) pyproject.toml --extra redis --group dev --output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra redis --group tests requirements/tests-min.in \
 		--output-file requirements/tests-min.txt

@@ -93,7 +93,7 @@ def install(environment: Environment) -> None:
     subprocess.run(
         [environment.interpreter, "-m", "venv", "--clear", environment.folder], check=True
     )
-    pip = [environment.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [environment.python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     pip += ["--no-deps"]
     subprocess.run([*pip, "-r", environment.requirements], check=True)
     projects = [ROOT, *(path.parent for path in sorted(ROOT.glob("examples/*/pyproject.toml")))]
