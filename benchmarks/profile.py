@@ -26,6 +26,7 @@ from benchmarks.contenders import BY_NAME
 from celeriac.context import app_context
 from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
+from celeriac.publish import EngineProducer
 from celeriac.worker.board import Board
 from celeriac.worker.child import make_claimant
 from celeriac.worker.child import Settings
@@ -100,7 +101,6 @@ def main() -> None:
 
 
 def _measure(folder: Path, tasks: int) -> None:
-
     from benchmarks.apps.celeriac_app import add_together
     from benchmarks.apps.celeriac_app import celery
 
@@ -113,8 +113,9 @@ def _measure(folder: Path, tasks: int) -> None:
             group(add_together.s(x, x) for x in range(_CHUNK)).apply_async()
 
     add_together.delay(1, 1)
-    _report("delay()", enqueue, _phases_of_publishing(celery), count=_SINGLES)
-    _report("group(), per task", enqueue_many, _phases_of_publishing(celery), count=tasks)
+    publishing = _phases_of_publishing(celery, add_together)
+    _report("delay()", enqueue, publishing, count=_SINGLES)
+    _report("group(), per task", enqueue_many, publishing, count=tasks)
     claimant = _claimant(celery, folder)
 
     def drain() -> None:
@@ -167,11 +168,14 @@ def _claimant(celery: Any, folder: Path) -> Claimant:
     return make_claimant(settings, 0, lambda: orders)
 
 
-def _phases_of_publishing(celery: Any) -> list[Phase]:
+def _phases_of_publishing(celery: Any, task: Any) -> list[Phase]:
     return [
         (type(celery.backend.engine), "publish", "store the message, and commit"),
-        (Envelope, "pack", "encode the envelope"),
-        (type(celery.amqp), "as_task_v2", "make Celery's message"),
+        (EngineProducer, "publish", "encode the message"),
+        (celery.amqp, "create_task_message", "make Celery's message"),
+        (celery.amqp.router, "route", "find the queue"),
+        (type(celery), "send_task", "Celery.send_task"),
+        (type(task.apply_async.__self__), "apply_async", "Task.apply_async"),
     ]
 
 
