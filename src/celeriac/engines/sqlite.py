@@ -316,9 +316,8 @@ class SQLiteEngine(Engine):
     def deregister(self, worker_id: str) -> None:
         presence = self._connections.presence()
         with self._write(durable=False) as db:
-            number = self._numbers.pop(worker_id, None)
-            if not db.execute(self._sql["is_claimant"], (number,)).fetchall():
-                db.execute(self._sql["deregister"], (worker_id,))
+            self._numbers.pop(worker_id, None)
+            db.execute(self._sql["deregister"], (worker_id,))
         presence.remove(worker_id)
 
     def lost(self, worker_id: str | None = None, slot: int | None = None) -> list[Lost]:
@@ -343,8 +342,6 @@ class SQLiteEngine(Engine):
             db.execute(self._sql["expire_revoked"], (now - KEEP,))
             for (group_id,) in db.execute(self._sql["expired_chords"], (now - KEEP,)).fetchall():
                 self._drop_chord(db, group_id)
-            for (queue,) in db.execute(self._sql["idle_queues"], (now,)).fetchall():
-                self._delete_queue(db, queue)
             self._delete_unused(db, now)
         for worker in self.list_workers():
             if not worker.alive:
@@ -556,12 +553,12 @@ class SQLiteEngine(Engine):
             db.execute(self._sql[name], (queue,))
 
     def _delete_unused(self, db: sqlite3.Connection, now: float) -> None:
-        """Delete the reply queues and mailboxes whose consumers are gone."""
+        """Delete the reply queues and mailboxes whose consumers are gone, and what expired."""
         used = {queue for worker in self.list_workers() if worker.alive for queue in worker.queues}
         idle = db.execute(self._sql["auto_delete_queues"], (now - UNUSED,)).fetchall()
-        for (queue,) in idle:
-            if queue not in used:
-                self._delete_queue(db, queue)
+        idle += db.execute(self._sql["idle_queues"], (now,)).fetchall()
+        for queue in {name for (name,) in idle} - used:
+            self._delete_queue(db, queue)
 
     # Rate limits: rows that say when a task may start next, whoever starts it
 

@@ -228,8 +228,10 @@ RETURNING number;
 -- name: heartbeat
 UPDATE celeriac_workers SET heartbeat_at = ? WHERE id = ?;
 
+-- While a worker's claims wait to be judged, its row tells whose they were.
 -- name: deregister
-DELETE FROM celeriac_workers WHERE id = ?;
+DELETE FROM celeriac_workers
+WHERE id = ? AND NOT EXISTS (SELECT 1 FROM celeriac_claims WHERE worker = number);
 
 -- name: worker_number
 SELECT number FROM celeriac_workers WHERE id = ?;
@@ -246,9 +248,6 @@ FROM celeriac_claims c LEFT JOIN celeriac_workers w ON w.number = c.worker;
 SELECT id, token, queue, envelope, body, task, task_id, priority, deaths, redelivered, expires_at
 FROM celeriac_deliveries WHERE worker = ? AND slot = ?
 ORDER BY claimed_at, id;
-
--- name: is_claimant
-SELECT 1 FROM celeriac_claims WHERE worker = ? LIMIT 1;
 
 -- Reading
 
