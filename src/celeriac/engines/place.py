@@ -6,7 +6,9 @@ messages or run them twice. So that is found out at the opening, with advice.
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,7 @@ def prepare(place: Place) -> None:
         )
     _refuse_network(place.path)
     try:
-        os.close(os.open(place.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _make(place.path)
         place.folder.mkdir(mode=0o700, exist_ok=True)
     except IsADirectoryError:
         raise EngineConfigurationError(
@@ -104,6 +106,28 @@ def prepare(place: Place) -> None:
             f"that runs the application and its workers write access to {parent} and the files "
             "in it, or name another file in broker_url."
         ) from exc
+
+
+def _make(path: Path) -> None:
+    """Make the file, or see that it can be written, without opening it.
+
+    Closing any descriptor of a file gives up all the locks that this process holds on it: another
+    process would then take itself for the last user, and delete the log under our connections.
+    """
+    if path.is_dir():
+        raise IsADirectoryError
+    if path.exists():
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    os.close(handle)
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        pass  # Another thread or process was faster.
+    finally:
+        os.unlink(name)
 
 
 def _refuse_network(path: Path) -> None:
