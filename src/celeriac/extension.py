@@ -247,19 +247,23 @@ class Celeriac(stock.Celery[Task[..., Any]]):
 
     def task_like(self, task: celery.Task[P, R]) -> Task[P, R]:
         """Return this app's own task of the same name, declaring it if need be."""
-        own = self.tasks.get(task.name)
-        if own is None:
-            # Tasks declared since this app was finalized.
-            _state._announce_app_finalized(self)
-            own = self._tasks.get(task.name) or self._adopt(task)
-        return cast("Task[P, R]", own)
+        return cast("Task[P, R]", self.tasks.get(task.name) or self._declare_like(task))
 
-    def _adopt(self, task: celery.Task[..., Any]) -> Task[..., Any]:
+    def _task_from_fun(self, fun: Any, name: str | None = None, *args: Any, **options: Any) -> Any:
+        task: Any = super()._task_from_fun(fun, name, *args, **options)
+        if getattr(task, "declared", None) is None:
+            task.declared = (fun, options)
+        return task
+
+    def _declare_like(self, task: Any) -> Any:
+        declared = getattr(task, "declared", None)
+        if declared is not None:
+            fun, options = declared
+            return self._task_from_fun(fun, task.name, **options)
         kind: Any = type(task)
-        options = dict.fromkeys(getattr(task, "_from_settings", ()))
+        taken = [name for name in kind._from_settings if getattr(kind, name) is not None]
         unbound = {"__module__": kind.__module__, "__bound__": False, "_app": self}
-        own: Any = type(kind.__name__, (kind,), {**unbound, **options})
-        return cast("Task[..., Any]", self.register_task(own()))
+        return self.register_task(type(kind.__name__, (kind,), unbound | dict.fromkeys(taken))())
 
     @cached_property
     def AsyncResult(self) -> Any:

@@ -57,6 +57,8 @@ class Task(stock.Task[P, R]):
 
     #: The options that the task did not set itself, and took from the settings.
     _from_settings: tuple[str, ...]
+    #: The function and the options that it was declared with, unless it was declared as a class.
+    declared: tuple[Any, dict[str, Any]] | None = None
     _app: Any
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -151,7 +153,10 @@ class Task(stock.Task[P, R]):
     def rebind(cls, app: celery.Celery[Any]) -> None:
         """Take the options that the task does not set itself from the settings once more."""
         for option in cls._from_settings:
-            setattr(cls, option, None)
+            if option in cls.__dict__:
+                delattr(cls, option)
+            if getattr(cls, option, None) is not None:
+                setattr(cls, option, None)
         cls.__bound__ = False
         cls.bind(app)
 
@@ -198,6 +203,8 @@ def _unencodable(path: str, value: Any) -> tuple[str, Any]:
     """Return the innermost part of ``value`` that JSON can not hold, and the way to it."""
     try:
         json.dumps(value)
+    except ValueError:  # A circle, in which there is no innermost part.
+        return path, value
     except Exception:
         for inner_path, inner in _parts(path, value):
             found, part = _unencodable(inner_path, inner)
@@ -223,7 +230,7 @@ def _complaint(argument: str, path: str, value: Any) -> str:
 
 def _advice(path: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return "only texts and numbers can be the keys of a dictionary"
+        return "its keys must be texts or numbers, and it must not contain itself"
     if isinstance(value, (list, tuple)):
         return "it contains itself"
     if isinstance(value, enum.Enum):
