@@ -108,7 +108,6 @@ def drop_inherited_connections(**kwargs: Any) -> None:
     """
     for app in list(_apps):
         database: Any = app.extensions.get("sqlalchemy")
-        if hasattr(database, "engines"):
-            with app.app_context():
-                for engine in database.engines.values():
-                    engine.dispose(close=False)
+        with app.app_context():
+            for engine in getattr(database, "engines", {}).values():
+                engine.dispose(close=False)
