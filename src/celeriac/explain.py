@@ -78,7 +78,7 @@ class Explanation(NamedTuple):
     command: str = ""
 
     def __str__(self) -> str:
-        return f"{self.text} {self.command}".rstrip()
+        return f"{self.text}: {self.command}" if self.command else self.text
 
     @property
     def in_vain(self) -> bool:
@@ -207,9 +207,8 @@ def _waiting(engine: Engine, info: TaskInfo) -> Explanation:
         due = _clock(info.due_at)
         return Explanation(Cause.NOT_DUE, f"{_sentence(info)} is not due before {due}.")
     others = max(0, engine.queue_sizes([info.queue]).get(info.queue, 0) - 1)
-    return Explanation(
-        Cause.WAITING, f"{_sentence(info)} waits in queue `{info.queue}` with {others} others."
-    )
+    behind = f" with {others} other{'s' if others != 1 else ''}" if others else ""
+    return Explanation(Cause.WAITING, f"{_sentence(info)} waits in queue `{info.queue}`{behind}.")
 
 
 def _runs_tasks(worker: Worker) -> bool:
@@ -229,11 +228,11 @@ def _name(info: TaskInfo) -> str:
 
 
 def _sentence(info: TaskInfo) -> str:
-    return _name(info).capitalize()
+    return f"T{_name(info)[1:]}"
 
 
 def _count(workers: Sequence[Worker]) -> str:
-    return f"{len(workers)} live worker{'s' if len(workers) != 1 else ''}"
+    return f"{len(workers)} live workers"
 
 
 def _clock(instant: float) -> str:

@@ -1,11 +1,13 @@
 """The result of a task, which can say why it is not there yet.
 
-What :meth:`.Task.delay` returns. Everything but :meth:`AsyncResult.explain` is Celery's.
+What :meth:`.Task.delay` returns. Everything but :meth:`AsyncResult.explain` and a warning is
+Celery's.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from . import stock
@@ -16,6 +18,17 @@ T = TypeVar("T", covariant=True)
 
 class AsyncResult(stock.AsyncResult[T]):
     """Celery's result of a task, with a reason."""
+
+    if not TYPE_CHECKING:  # The type of get() stays Celery's.
+
+        def get(self, *args: Any, **kwargs: Any) -> Any:
+            # Celery returns None at once for a result that is not kept, which is easily taken
+            # for the task's own None.
+            if self.ignored and hasattr(self.backend, "warn_ignored"):
+                self.backend.warn_ignored(self.id)
+            return super().get(*args, **kwargs)
+
+        wait = get
 
     def explain(self) -> str:
         """Say what the task waits for, or what became of it, and the command that mends it.
