@@ -126,11 +126,11 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and end it with all its children when it does not."""
+    """Ask a process to end; at a second Ctrl-C, or too late, kill it with all its children."""
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
