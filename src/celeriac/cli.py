@@ -85,5 +85,5 @@ def _app_first(args: list[str]) -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "celery_app":
-        return _celery_app(ScriptInfo())
+        return _celery_app(ScriptInfo(os.environ.get("FLASK_APP")))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

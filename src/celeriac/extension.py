@@ -375,4 +375,4 @@ def _import_celery(module: str, name: str) -> Any:
 
 
 def _load_celery() -> Any:
-    return ScriptInfo().load_app().extensions["celery"]
+    return ScriptInfo(os.environ["FLASK_APP"]).load_app().extensions["celery"]
