@@ -17,10 +17,9 @@ from typing import Any
 import kombu
 import pytest
 from celery import Celery
-from celery import signals
-from celery.contrib.testing.worker import start_worker
 from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError
+from stock_worker import stock_worker
 from waiting import wait_until
 
 from celeriac.engines import Engine
@@ -656,46 +655,28 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 # Stock Celery
 
-_SET_BY_WORKERS = (
-    "CELERY_LOG_FILE",
-    "CELERY_LOG_LEVEL",
-    "_MP_FORK_LOGFILE_",
-    "_MP_FORK_LOGFORMAT_",
-    "_MP_FORK_LOGLEVEL_",
-)
-
 
 @pytest.fixture
-def stock_app(queue_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
-    """A Celery app whose worker is Celery's own, with Celery's own pool and consumer."""
-    for name in _SET_BY_WORKERS:
-        monkeypatch.setenv(name, "")
-    from celeriac.commands import _choose_parts
-
-    signals.worker_init.disconnect(_choose_parts, dispatch_uid="celeriac.worker")
+def app(queue_url: str) -> Iterator[Celery]:
     app = Celery("stock", broker=queue_url, backend=queue_url, set_as_current=False)
-    app.conf.broker_connection_retry_on_startup = True
     yield app
     app.close()
-    signals.worker_init.connect(_choose_parts, weak=False, dispatch_uid="celeriac.worker")
 
 
-def test_stock_worker_runs_tasks_and_answers_remote_control(stock_app: Celery) -> None:
-    @stock_app.task(name="add")
+def test_stock_worker_runs_tasks_and_answers_remote_control(app: Celery) -> None:
+    @app.task(name="add")
     def add(a: int, b: int) -> int:
         return a + b
 
-    with start_worker(stock_app, pool="solo", perform_ping_check=False) as worker:
+    with stock_worker(app) as worker:
         assert type(worker.consumer).__module__ == "celery.worker.consumer.consumer"
         assert add.delay(23, 42).get(timeout=10) == 65
-        ((_, answer),) = stock_app.control.inspect(timeout=2, limit=1).ping().items()
+        ((_, answer),) = app.control.inspect(timeout=2, limit=1).ping().items()
         assert answer == {"ok": "pong"}
 
 
-def test_stock_worker_runs_a_task_published_through_the_engine(
-    stock_app: Celery, engine: Engine
-) -> None:
-    @stock_app.task(name="add")
+def test_stock_worker_runs_a_task_published_through_the_engine(app: Celery, engine: Engine) -> None:
+    @app.task(name="add")
     def add(a: int, b: int) -> int:
         return a + b
 
@@ -703,6 +684,6 @@ def test_stock_worker_runs_a_task_published_through_the_engine(
     envelope = Envelope(headers, {"correlation_id": "a-task"}, "application/json", "utf-8")
     body = '[[23, 42], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 
-    with start_worker(stock_app, pool="solo", perform_ping_check=False):
+    with stock_worker(app):
         engine.publish([Message("celery", envelope.pack(), body, "add", "a-task")])
-        assert stock_app.AsyncResult("a-task").get(timeout=10) == 65
+        assert app.AsyncResult("a-task").get(timeout=10) == 65

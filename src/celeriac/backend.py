@@ -177,6 +177,10 @@ class EngineBackend(_BaseBackend):  # type: ignore[misc]
         look = lambda: self.explain_wait(_lineage(result))  # noqa: E731
         for _, meta in self._wait([result.id], _Wait(timeout, interval, on_interval, look)):
             result._maybe_set_cache(meta)
+            # Celery raises the error of a step before, or of a chord's header, through this; on
+            # other brokers always, because they hear of each result by itself.
+            if meta["status"] in states.PROPAGATE_STATES and on_interval is not None:
+                on_interval()
         return result.maybe_throw(propagate=propagate, callback=callback)
 
     def wait_for(
