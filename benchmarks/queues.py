@@ -87,10 +87,10 @@ class CeleryQueue(Queue):
     def read(self, id: Any) -> Answer | None:
         # One look, not get(): a result that is not there is a failure, not something to await.
         meta = self.app.backend.get_task_meta(id)
-        return Answer(*meta["result"]) if meta["status"] == "SUCCESS" else None
+        return Answer.parse(meta["result"]) if meta["status"] == "SUCCESS" else None
 
     def call(self, x: int, timeout: float) -> Answer:
-        return Answer(*self._task.delay(x, x).get(timeout=timeout))
+        return Answer.parse(self._task.delay(x, x).get(timeout=timeout))
 
 
 class CeleriacQueue(CeleryQueue):
@@ -171,7 +171,7 @@ class LimitQueue(Queue):
     def read(self, id: int) -> Answer | None:
         statement = "SELECT meta FROM result WHERE id = ?"
         row = self._connection.execute(statement, (id,)).fetchone()
-        return Answer(*json.loads(row[0])) if row else None
+        return Answer.parse(json.loads(row[0])) if row else None
 
     def call(self, x: int, timeout: float) -> Answer:
         id = self.enqueue(x)

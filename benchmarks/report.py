@@ -81,7 +81,9 @@ def _notes(run: Run) -> list[str]:
     rounds = max((len(trials) for trials in run.trials.values()), default=0)
     machine = ", ".join(f"{name} {value}" for name, value in run.machine.items())
     notes = [
-        f"Median (least–greatest) of {rounds} rounds, contenders interleaved in shuffled order.",
+        f"Median (least–greatest) of {rounds} rounds, contenders interleaved in shuffled order; "
+        "two prefork children; a task that adds two numbers in a Flask app context; every result "
+        "stored, read back and verified.",
         *_ratios(run),
         f"Machine: {machine}.",
         f"Other load before a trial: {_number(statistics.median(load))} % median, "
@@ -100,8 +102,8 @@ def _ratios(run: Run) -> list[str]:
     return [
         f"{BY_NAME[name].title} drains {_factor(trials, reference)} times as fast as "
         f"{BY_NAME[REFERENCE].title}."
-        for name, trials in run.trials.items()
-        if name.startswith("celeriac") and reference
+        for name, trials in ((each.name, run.trials.get(each.name)) for each in CONTENDERS)
+        if name.startswith("celeriac") and trials and reference
     ]
 
 
@@ -147,7 +149,7 @@ def _number(value: float) -> str:
         return "0"
     if value < 10:
         return f"{value:.1f}"
-    return f"{round(value, 2 - len(str(int(value)))):,.0f}" if value >= 1000 else f"{value:.0f}"
+    return f"{round(value, 3 - len(str(int(value)))):,.0f}"
 
 
 def _line(cells: Sequence[str]) -> str:
