@@ -116,6 +116,7 @@ def run(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
+    stdin: str = "",
     timeout: float = 30.0,
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
@@ -124,7 +125,7 @@ def run(
         list(map(str, command)),
         cwd=cwd,
         env=environment(env),
-        stdin=subprocess.DEVNULL,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout,
