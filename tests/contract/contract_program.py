@@ -1,0 +1,263 @@
+"""What the contract's worker runs: one task for each promise that Celery makes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import signals
+from celery.exceptions import Ignore
+from celery.exceptions import Reject
+from flask import current_app
+from flask import Flask
+
+from celeriac import make_celery
+
+FOLDER = Path(os.environ["CONTRACT_FOLDER"])
+URL = os.environ["CONTRACT_URL"]
+
+flask_app = Flask(__name__, instance_path=str(FOLDER / "instance"))
+flask_app.config["CELERY"] = {
+    "broker_url": URL,
+    "result_backend": URL,
+    "result_extended": True,
+    "task_send_sent_event": True,
+    "task_routes": {"contract_program.elsewhere": {"queue": "elsewhere"}},
+}
+celery = make_celery(flask_app)
+
+
+def journal(*words: object) -> None:
+    """Write a line that the test can read; one write, so that processes do not mix theirs."""
+    with (FOLDER / "journal").open("a") as file:
+        file.write(" ".join(map(str, words)) + "\n")
+
+
+@celery.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@celery.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@celery.task
+def echo(*args: Any, **kwargs: Any) -> Any:
+    return [list(args), kwargs]
+
+
+@celery.task
+def note(*words: Any) -> None:
+    journal(*words)
+
+
+@celery.task
+def fail(message: str = "no") -> None:
+    raise ValueError(message)
+
+
+@celery.task
+def nap(seconds: float) -> str:
+    time.sleep(seconds)
+    return "slept"
+
+
+@celery.task
+def app_name() -> str:
+    return current_app.name
+
+
+@celery.task(bind=True)
+def whoami(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    request = self.request
+    names = (
+        "id task args kwargs hostname delivery_info retries is_eager root_id parent_id headers "
+        "correlation_id called_directly eta expires timelimit group"
+    ).split()
+    found = {name: getattr(request, name, None) for name in names}
+    return {**found, "argsrepr": request.argsrepr, "custom": request.get("custom")}
+
+
+@celery.task(bind=True, max_retries=3)
+def flaky(self: Any, failures: int) -> int:
+    if self.request.retries < failures:
+        raise self.retry(exc=ValueError("again"), countdown=0.01)
+    return int(self.request.retries)
+
+
+@celery.task(bind=True, autoretry_for=(ValueError,), default_retry_delay=0.01, max_retries=2)
+def stubborn(self: Any) -> None:
+    journal("stubborn", self.request.id, self.request.retries)
+    raise ValueError("always")
+
+
+@celery.task(ignore_result=True)
+def ignored(key: str) -> int:
+    journal("ignored", key)
+    return 1
+
+
+@celery.task(bind=True)
+def ignoring(self: Any) -> None:
+    self.update_state(state="CUSTOM", meta={"left": "like this"})
+    raise Ignore()
+
+
+@celery.task(bind=True, acks_late=True)
+def rejecting(self: Any, requeue: bool) -> str:
+    journal("rejecting", self.request.id)
+    if self.request.delivery_info["redelivered"]:
+        return "redelivered"
+    raise Reject("not now", requeue=requeue)
+
+
+@celery.task(bind=True)
+def replaced(self: Any, x: int) -> Any:
+    return self.replace(add.s(x, 1))
+
+
+@celery.task(bind=True)
+def replaced_by_many(self: Any, n: int) -> Any:
+    from celery import chord
+
+    return self.replace(chord([add.s(i, i) for i in range(n)], total.s()))
+
+
+@celery.task(bind=True)
+def progressing(self: Any, key: str) -> str:
+    """Report progress, then wait to be let go."""
+    self.update_state(state="PROGRESS", meta={"done": 1, "of": 2})
+    wait_for(key)
+    return "done"
+
+
+@celery.task(bind=True, track_started=True)
+def tracked(self: Any, key: str) -> None:
+    wait_for(key)
+
+
+@celery.task(acks_late=True)
+def late(x: int) -> int:
+    return x
+
+
+@celery.task
+def waiting(key: str) -> str:
+    journal("waiting", key)
+    wait_for(key)
+    return key
+
+
+@celery.task(rate_limit="10/s")
+def limited() -> float:
+    return time.time()
+
+
+@celery.task
+def elsewhere() -> str:
+    return "elsewhere"
+
+
+@celery.task(soft_time_limit=0.3)
+def soft_caught() -> str:
+    try:
+        time.sleep(10)
+    except SoftTimeLimitExceeded:
+        return "caught"
+    return "too late"
+
+
+@celery.task(soft_time_limit=0.3)
+def soft() -> None:
+    time.sleep(10)
+
+
+@celery.task(time_limit=0.3)
+def hard() -> None:
+    while True:
+        time.sleep(10)
+
+
+@celery.task
+def leaving(code: int) -> None:
+    sys.exit(code)
+
+
+@celery.task
+def on_error(request: Any, exc: Any, traceback: Any) -> None:
+    journal("on_error", request.id, type(exc).__name__, exc)
+
+
+@celery.task(bind=True)
+def on_old_error(self: Any, task_id: str) -> None:
+    journal("on_old_error", task_id)
+
+
+@celery.task
+def publishing(key: str) -> str:
+    """Send another task, and go on: it must not wait for this one to end."""
+    note.delay("published", key)
+    wait_for(key)
+    return "done"
+
+
+class Hooked(celery.Task):  # type: ignore[name-defined, misc]
+    """Notes every call that Celery makes of a task's class."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        journal("before_start", task_id, current_app.name)
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        journal("on_success", task_id, current_app.name)
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        journal("on_failure", task_id, exc)
+
+    def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        journal("on_retry", task_id, exc)
+
+    def after_return(self, *args: Any) -> None:
+        journal("after_return", args[2], args[0])
+
+
+@celery.task(base=Hooked, bind=True, max_retries=1)
+def hooked(self: Any, way: str) -> None:
+    if way == "retry" and not self.request.retries:
+        raise self.retry(countdown=0)
+    if way == "fail":
+        raise ValueError("no")
+
+
+def wait_for(key: str) -> None:
+    while not (FOLDER / key).exists():
+        time.sleep(0.005)
+
+
+def _hear(name: str) -> None:
+    def receive(sender: Any = None, request: Any = None, **kwargs: Any) -> None:
+        request = request or sender.request
+        task = request.task if isinstance(request.task, str) else request.name
+        if task.endswith((".add", ".fail", ".flaky")):
+            journal(name, request.id)
+
+    getattr(signals, name).connect(receive, weak=False)
+
+
+for _name in "prerun postrun success failure retry revoked received".split():
+    _hear(f"task_{_name}")
+
+
+@signals.worker_process_init.connect
+def _child_starts(**kwargs: Any) -> None:
+    journal("worker_process_init", os.getpid())
+
+
+@signals.worker_process_shutdown.connect
+def _child_ends(pid: int, exitcode: int, **kwargs: Any) -> None:
+    journal("worker_process_shutdown", pid, exitcode)
