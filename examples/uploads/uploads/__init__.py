@@ -33,6 +33,9 @@ def _configure(app: Flask) -> None:
         MAIL_SENDER="uploads@example.org",
         MAIL_RECIPIENT="analyst@example.org",
         CELERY={
+            # A task is acknowledged when it is done: if its worker dies, another runs it again.
+            "task_acks_late": True,
+            "task_reject_on_worker_lost": True,
             "beat_schedule": {
                 # Five past midnight, UTC: the day that it reports is over.
                 "nightly-digest": {

@@ -231,5 +231,5 @@ def _group(database: sqlite3.Connection, columns: list[dict[str, Any]]) -> dict[
 
 
 def _groups(column: dict[str, Any]) -> bool:
-    texts = column["type"] == "text" and 2 <= column["distinct"] <= MAX_GROUPS
-    return texts and column["distinct"] < column["count"]
+    few = 2 <= column["distinct"] <= MAX_GROUPS and column["distinct"] < column["count"]
+    return few and column["type"] == "text"

@@ -28,14 +28,8 @@ from . import table
 celery = Celeriac()
 
 SECONDS_BETWEEN_REPORTS = 0.2
-#: For tasks that may run twice: acknowledge them when they are done, not when they start.
-REPEATABLE = {"acks_late": True, "reject_on_worker_lost": True}
-#: A mail server that does not answer is asked again, later each time.
-PATIENT = {
-    "autoretry_for": (OSError, smtplib.SMTPException),
-    "retry_backoff": True,
-    "max_retries": 8,
-}
+#: A mail server that answers so, or not at all, is asked again, later each time.
+UNREACHABLE = (OSError, smtplib.SMTPException)
 
 
 def process(upload_id: str) -> None:
@@ -53,7 +47,7 @@ def step_id(upload_id: str, step: str) -> str:
     return f"{upload_id}-{step}"
 
 
-@celery.task(bind=True, **REPEATABLE)
+@celery.task(bind=True)
 def read_upload(self: Task[Any, Any], upload_id: str) -> str:
     """Read the uploaded file into a table, and report the progress on the way."""
     upload = store.get(upload_id)
@@ -62,7 +56,7 @@ def read_upload(self: Task[Any, Any], upload_id: str) -> str:
     return upload_id
 
 
-@celery.task(**REPEATABLE)
+@celery.task
 def summarize_upload(upload_id: str) -> str:
     """Summarise the table that :func:`read_upload` made."""
     upload = store.get(upload_id)
@@ -70,7 +64,7 @@ def summarize_upload(upload_id: str) -> str:
     return upload_id
 
 
-@celery.task(**REPEATABLE, **PATIENT)
+@celery.task(autoretry_for=UNREACHABLE, retry_backoff=True, max_retries=8)
 def mail_summary(upload_id: str) -> str:
     """Mail the summary that :func:`summarize_upload` made."""
     upload = store.get(upload_id)
@@ -79,7 +73,7 @@ def mail_summary(upload_id: str) -> str:
     return upload_id
 
 
-@celery.task(**REPEATABLE, **PATIENT)
+@celery.task(autoretry_for=UNREACHABLE, retry_backoff=True, max_retries=8)
 def send_digest(day: str | None = None) -> str:
     """Mail a list of a day's uploads.
 
