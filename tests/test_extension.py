@@ -113,7 +113,7 @@ def test_second_flask_app_has_all_tasks_of_the_first(make_app: MakeApp) -> None:
         def run(self) -> int:
             return 3
 
-    one, two = make_app("one"), make_app("two", CELERY_TASK_TIME_LIMIT=5)
+    one, two = make_app("one"), make_app("two", CELERY_TASK_ACKS_LATE=True)
     celery.init_app(one)
     by_class = celery.register_task(Late())
     celery.init_app(two)
@@ -122,9 +122,9 @@ def test_second_flask_app_has_all_tasks_of_the_first(make_app: MakeApp) -> None:
     assert other.tasks["early"].app is other
     assert other.tasks["early"].rate_limit == "3/s"
     assert other.tasks["by class"].app is other
-    assert other.tasks["by class"].time_limit == 5
+    assert other.tasks["by class"].acks_late is True
     assert by_class.app is celery
-    assert by_class.time_limit is None
+    assert by_class.acks_late is False
 
     @celery.task(name="late", autoretry_for=(ValueError,))
     def late() -> None: ...
@@ -173,21 +173,21 @@ def test_task_is_declared_before_there_is_an_app(app: Flask, with_parentheses: b
 def test_task_used_before_there_is_an_app_takes_its_settings(app: Flask) -> None:
     celery = Celeriac()
 
-    @celery.task(time_limit=9)
+    @celery.task(serializer="json")
     def add(a: int, b: int) -> int:
         return a + b
 
     # Reading the name makes Celery bind the task, with its own defaults.
     celery.conf.beat_schedule = {"add": {"task": add.name, "schedule": 1}}
     app.config.update(
-        CELERY_TASK_TIME_LIMIT=5,
-        CELERY_TASK_SOFT_TIME_LIMIT=4,
+        CELERY_TASK_SERIALIZER="yaml",
+        CELERY_TASK_TRACK_STARTED=True,
         CELERY_TASK_ACKS_LATE=True,
         CELERY_TASK_ANNOTATIONS={add.name: {"rate_limit": "7/m"}},
     )
     celery.init_app(app)
 
-    assert (add.time_limit, add.soft_time_limit, add.acks_late) == (9, 4, True)
+    assert (add.serializer, add.track_started, add.acks_late) == ("json", True, True)
     assert add.rate_limit == "7/m"
 
 
