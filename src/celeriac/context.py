@@ -85,6 +85,12 @@ def connect(app: Flask) -> None:
     )
 
 
+def disconnect() -> None:
+    """Undo the part of :func:`connect` that concerns contexts, in a process that needs it not."""
+    signals.task_prerun.disconnect(dispatch_uid="celeriac.context.push")
+    signals.task_postrun.disconnect(dispatch_uid="celeriac.context.pop")
+
+
 def _push(task: Task[..., Any], **kwargs: Any) -> None:
     app = getattr(task.app, "flask_app", None)
     if app is not None and not is_active(app):

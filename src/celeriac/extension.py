@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -280,10 +281,14 @@ class Celeriac(stock.Celery[Task[..., Any]]):
 
     def producer_or_acquire(self, producer: Any = None) -> Any:
         """Return a producer: with an engine as the broker, one that needs no kombu."""
-        if producer is None and self.uses_engine:
-            from .publish import EngineProducer
+        if not self.uses_engine:
+            return super().producer_or_acquire(producer)
+        from .publish import EngineProducer
 
+        if producer is None:
             return EngineProducer(self)
+        if isinstance(producer, EngineProducer):
+            return nullcontext(producer.share())
         return super().producer_or_acquire(producer)
 
     def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ from .engines import Engine
 from .engines import EngineError
 from .engines import open_engine
 from .engines.base import Binding
+from .engines.base import Message
 from .engines.base import Queue
 from .engines.base import unique
 from .envelope import Envelope
@@ -60,12 +61,26 @@ class EngineProducer:
     def __init__(self, app: Any) -> None:
         self.app = app
         self.engine: Engine = open_engine(app.conf.broker_write_url)
+        self._shared: list[Message] | None = None
 
     def __enter__(self) -> EngineProducer:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        """Nothing is held, so nothing is given back."""
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        messages, self._shared = self._shared, None
+        if messages and kind is None:
+            with self._reraise_as_library_errors():
+                collect.publish(self.engine, messages)
+
+    def share(self) -> EngineProducer:
+        """Publish from now on at the end of the ``with`` block, all messages at once or none.
+
+        Celery's ``group`` acquires one producer and hands it to the ``apply_async`` of each of
+        its members, which is where :meth:`Celeriac.producer_or_acquire` calls this.
+        """
+        if self._shared is None:
+            self._shared = []
+        return self
 
     @property
     def connection(self) -> EngineProducer:
@@ -122,7 +137,11 @@ class EngineProducer:
         envelope = Envelope(sent, properties, content_type, content_encoding)
         message = envelope.message(body)
         queues = self._route(name, key, declare or ())
-        collect.publish(self.engine, [message._replace(queue=queue) for queue in queues])
+        messages = [message._replace(queue=queue) for queue in queues]
+        if self._shared is None:
+            collect.publish(self.engine, messages)
+        else:
+            self._shared += messages
 
     def _route(self, exchange: str, routing_key: str, declare: Any) -> tuple[str, ...]:
         if not exchange:

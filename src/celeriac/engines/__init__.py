@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from .base import Engine as Engine
 from .base import EngineConfigurationError as EngineConfigurationError
 from .base import EngineError as EngineError
@@ -15,7 +13,6 @@ from .base import EngineError as EngineError
 SCHEMES = frozenset({"sqlite"})
 
 _engines: dict[str, Engine] = {}
-_lock = threading.Lock()
 
 
 def is_engine_url(url: str | None) -> bool:
@@ -32,16 +29,15 @@ def open_engine(url: str) -> Engine:
     """
     from .sqlite import SQLiteEngine
 
-    with _lock:
-        engine = _engines.get(url)
-        if engine is None:
-            engine = _engines[url] = SQLiteEngine(url)
-        return engine
+    engine = _engines.get(url)
+    if engine is None:
+        # Atomic without a lock, which a fork could leave locked in the child. Two threads may
+        # both make one; both get the first.
+        engine = _engines.setdefault(url, SQLiteEngine(url))
+    return engine
 
 
 def close_engines() -> None:
     """Close the connections of every engine of this process."""
-    with _lock:
-        engines = list(_engines.values())
-    for engine in engines:
+    for engine in list(_engines.values()):
         engine.close()

@@ -17,15 +17,20 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from .base import EngineConfigurationError
 from .base import EngineError
 from .bell import Bell
 from .bell import Sleeper
 from .migrations import migrate
+from .migrations import verify
 from .place import Place
 from .place import prepare
+from .place import unwritable
 from .presence import Presence
+
+T = TypeVar("T")
 
 #: How many pages the log may hold before a commit carries them over into the file: 16 MB. With
 #: SQLite's 4 MB, every tenth batch of a busy worker waits for a checkpoint.
@@ -50,36 +55,20 @@ class Connection:
         return self._db
 
     def begin(self, full: bool) -> None:
-        """Take the write lock, waiting for it at most the busy timeout.
-
-        SQLite's own waiting sleeps up to 100 ms between two looks, where our transactions take
-        less than one; so we look more often.
-        """
-        self._synchronous(full)
-        deadline = time.monotonic() + self._place.busy_timeout
-        nap = 0.0001
-        while True:
-            try:
-                self.db.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as exc:
-                if not is_busy(exc) or time.monotonic() > deadline:
-                    raise explained(exc, self._place) from exc
-            time.sleep(nap * random.uniform(0.5, 1.5))
-            nap = min(nap * 1.5, 0.005)
+        """Take the write lock, waiting for it at most the busy timeout."""
+        patiently(self._place, lambda: self._begin(full))
 
     def commit(self) -> None:
-        """Commit; when that fails, nothing was done."""
-        try:
-            self.db.execute("COMMIT")
-        except sqlite3.Error as exc:
-            self.rollback()
-            raise explained(exc, self._place) from exc
+        """Commit; when that fails, the transaction is still to be rolled back."""
+        self.db.execute("COMMIT")
 
     def rollback(self) -> None:
         """Undo the transaction, if it is still open: SQLite ends it itself on a full disk."""
-        if self.db.in_transaction:
-            self.db.execute("ROLLBACK")
+        try:
+            if self._db is not None and self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.close()  # Undoes it, too; and the error that led here is the one to be told.
 
     def close(self) -> None:
         """Close; the connection opens anew when used."""
@@ -90,10 +79,11 @@ class Connection:
     def __del__(self) -> None:
         self.close()
 
-    def _synchronous(self, full: bool) -> None:
+    def _begin(self, full: bool) -> None:
         if full is not self._full:
             self.db.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
             self._full = full
+        self.db.execute("BEGIN IMMEDIATE")
 
 
 class Connections:
@@ -109,8 +99,9 @@ class Connections:
         """Give the calling thread its connection."""
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = Connection(self._place)
+            # A fork holds this lock: none is opened that it would not close.
             with self._lock:
+                connection = self._local.connection = Connection(self._place)
                 self._all.add(connection)
         with connection.lock:
             try:
@@ -138,10 +129,14 @@ class Connections:
         return _beside(self._place)[1]
 
     def close(self) -> None:
-        """Close every connection; threads that use one are waited for."""
+        """Close every connection; threads that use one are waited for.
+
+        Bell and presence stay open while somebody sleeps, or this process is a worker.
+        """
         for connection in self._list():
             with connection.lock:
                 connection.close()
+        _close_beside(self._place)
 
     def _list(self) -> list[Connection]:
         with self._lock:
@@ -154,7 +149,8 @@ class Connections:
         self._held: list[Connection] = []
 
     def _before_fork(self) -> None:
-        self._held = self._list()
+        self._lock.acquire()
+        self._held = list(self._all)
         for connection in self._held:
             connection.lock.acquire()
             connection.close()
@@ -162,10 +158,10 @@ class Connections:
     def _after_fork_in_parent(self) -> None:
         while self._held:
             self._held.pop().lock.release()
+        self._lock.release()
 
     def _after_fork_in_child(self) -> None:
         self._reset()
-        _shared.clear()
 
 
 # Bell and presence are one per file and process, whatever URLs name the file: closing one file
@@ -183,8 +179,34 @@ def _beside(place: Place) -> tuple[Bell, Presence]:
             both = _shared.get(key)
             if both is None:
                 prepare(place)
-                both = _shared[key] = (Bell(place.folder), Presence(place.folder))
+                both = _shared[key] = _open_beside(place)
     return both
+
+
+def _open_beside(place: Place) -> tuple[Bell, Presence]:
+    try:
+        return Bell(place.folder), Presence(place.folder)
+    except OSError as exc:
+        raise unwritable(place, exc) from exc
+
+
+def _close_beside(place: Place) -> None:
+    with _shared_lock:
+        bell, presence = _shared.get(str(place.folder), (None, None))
+        if bell is not None and presence is not None and not (bell.in_use or presence.in_use):
+            del _shared[str(place.folder)]
+            bell.close()
+            presence.close()
+
+
+def _start_over_in_child() -> None:
+    """Let go of the parent's bells and presence files, without waiting for its threads."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for bell, presence in _shared.values():
+        bell.abandon()
+        presence.abandon()
+    _shared.clear()
 
 
 def _watch_forks(connections: Connections) -> None:
@@ -201,7 +223,7 @@ def _register_at_fork() -> None:
     os.register_at_fork(
         before=lambda: each("_before_fork"),
         after_in_parent=lambda: each("_after_fork_in_parent"),
-        after_in_child=lambda: each("_after_fork_in_child"),
+        after_in_child=lambda: (each("_after_fork_in_child"), _start_over_in_child()),
     )
 
 
@@ -215,25 +237,44 @@ def _open(place: Place) -> sqlite3.Connection:
         cached_statements=256,
     )
     try:
-        _wait_while_busy(place, lambda: db.execute("PRAGMA journal_mode = WAL").fetchone())
+        # Before anything is changed in what may be another program's file.
+        patiently(place, lambda: verify(db, str(place.path)))
+        patiently(place, lambda: _set_wal(db, place))
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        _wait_while_busy(place, lambda: migrate(db, str(place.path)))
+        patiently(place, lambda: migrate(db, str(place.path)))
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _wait_while_busy(place: Place, action: Callable[[], object]) -> None:
-    deadline = time.monotonic() + place.busy_timeout
+def _set_wal(db: sqlite3.Connection, place: Place) -> None:
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise EngineConfigurationError(
+            f"SQLite can not keep a write-ahead log for the queue file {place.path}: its file "
+            "system has no shared memory. Put the queue file on a local disk."
+        )
+
+
+def patiently(place: Place, action: Callable[[], T]) -> T:
+    """Do something, again while another process holds the lock, at most the busy timeout.
+
+    SQLite's own waiting sleeps up to 100 ms between two looks, where our transactions take less
+    than one; so we look more often.
+    """
+    deadline = 0.0
+    nap = 0.0001
     while True:
         try:
-            action()
-            return
+            return action()
         except sqlite3.OperationalError as exc:
-            if not is_busy(exc) or time.monotonic() > deadline:
+            now = time.monotonic()
+            deadline = deadline or now + place.busy_timeout
+            if not is_busy(exc) or now >= deadline:
                 raise
-        time.sleep(0.005)
+        time.sleep(nap * random.uniform(0.5, 1.5))
+        nap = min(nap * 1.5, 0.005)
 
 
 def is_busy(exc: sqlite3.Error) -> bool:
@@ -260,6 +301,11 @@ def explained(exc: sqlite3.Error, place: Place) -> EngineError:
             f"The queue file {path} is damaged ({text}). Stop the workers, keep a copy, and try "
             f"'sqlite3 {path} .recover | sqlite3 recovered.sqlite3'; or move it away, and an "
             "empty one is made."
+        )
+    if "I/O error" in text:
+        return EngineError(
+            f"The disk refused to read or write the queue file {path} ({text}). Nothing was "
+            "written. See whether its disk is full or failing (df, dmesg)."
         )
     if "readonly" in text or "unable to open" in text:
         return EngineConfigurationError(

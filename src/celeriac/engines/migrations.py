@@ -14,39 +14,60 @@ from .statements import load_migrations
 #: Marks a SQLite file as a queue file of ours ("Clrc").
 APPLICATION_ID = 0x436C7263
 
+#: The first SQLite that knows RETURNING.
+OLDEST_SQLITE = (3, 35, 0)
 
-def migrate(db: sqlite3.Connection, path: str) -> None:
-    """Bring the file to the newest version.
+
+def verify(db: sqlite3.Connection, path: str) -> None:
+    """See that the file is a queue file, or empty, and that this version can read it.
 
     :raises EngineConfigurationError: when the file belongs to another program, or was written
         by a newer version of this one.
     """
+    _refuse_old_sqlite()
+    version, newest = _version(db, path), load_migrations("sqlite")[-1][0]
+    if version > newest:
+        raise EngineConfigurationError(
+            f"The queue file {path} has schema version {version}, and this version of "
+            f"Celeriac knows up to {newest}. Upgrade Celeriac, or use another queue file."
+        )
+
+
+def migrate(db: sqlite3.Connection, path: str) -> None:
+    """Bring the file to the newest version, all at once or not at all.
+
+    :raises EngineConfigurationError: as :func:`verify` does.
+    """
     migrations = load_migrations("sqlite")
-    newest = migrations[-1][0]
-    if _version(db, path) == newest:
+    if _version(db, path) == migrations[-1][0]:
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(db, path)  # Another process may have been quicker.
-        if version > newest:
-            raise EngineConfigurationError(
-                f"The queue file {path} has schema version {version}, and this version of "
-                f"Celeriac knows up to {newest}. Upgrade Celeriac, or use another queue file."
-            )
+        verify(db, path)  # Another process may have been quicker.
+        version = _version(db, path)
         for number, _, sql in migrations:
             if number > version:
                 _apply(db, number, sql)
         db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # SQLite ends it itself on a full disk.
+            db.execute("ROLLBACK")
         raise
 
 
+def _refuse_old_sqlite() -> None:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise EngineConfigurationError(
+            f"This Python has SQLite {sqlite3.sqlite_version}, and the queue needs {oldest} or "
+            "newer. Use a newer build of Python, or another broker."
+        )
+
+
 def _version(db: sqlite3.Connection, path: str) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (owner,) = db.execute("PRAGMA application_id").fetchone()
+    owner, version = _marks(db)
     if owner == APPLICATION_ID:
-        return int(version)
+        return version
     (objects,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if owner or objects:
         raise EngineConfigurationError(
@@ -54,6 +75,12 @@ def _version(db: sqlite3.Connection, path: str) -> int:
             "own: name another one in broker_url, for example sqlite:///celeriac.sqlite3."
         )
     return 0
+
+
+def _marks(db: sqlite3.Connection) -> tuple[int, int]:
+    (owner,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return owner, version
 
 
 def _apply(db: sqlite3.Connection, number: int, sql: str) -> None:

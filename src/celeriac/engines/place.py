@@ -78,7 +78,7 @@ def _options(url: str, query: str) -> dict[str, Any]:
 
 
 def _is_seconds(value: str) -> bool:
-    return value.replace(".", "", 1).isdigit()
+    return value.replace(".", "", 1).isdecimal()
 
 
 def prepare(place: Place) -> None:
@@ -101,11 +101,22 @@ def prepare(place: Place) -> None:
             f"{place.path} is a folder, and the queue needs a file. Name a file in broker_url."
         ) from None
     except OSError as exc:
-        raise EngineConfigurationError(
-            f"The queue file {place.path} can not be written: {exc.strerror}. Give the user "
-            f"that runs the application and its workers write access to {parent} and the files "
-            "in it, or name another file in broker_url."
-        ) from exc
+        raise unwritable(place, exc) from exc
+
+
+def unwritable(place: Place, exc: OSError) -> EngineConfigurationError:
+    """Return an error that says what to do about the system's."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "Free some space on its disk"
+    else:
+        advice = (
+            "Give the user that runs the application and its workers write access to "
+            f"{place.path.parent} and the files in it"
+        )
+    return EngineConfigurationError(
+        f"The queue file {place.path} can not be written: {exc.strerror}. {advice}, or name "
+        "another file in broker_url."
+    )
 
 
 def _make(path: Path) -> None:
@@ -141,14 +152,16 @@ def _refuse_network(path: Path) -> None:
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
     """Return the type of the file system that ``path`` is on; ``None`` where it is not told."""
     try:
-        lines = mounts.read_text().splitlines()
+        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return None
     real = os.path.realpath(path)
     found, kind = "", None
     for line in lines:
         before, _, after = line.partition(" - ")
-        point = before.split()[4].encode().decode("unicode_escape")
+        # Blanks are written as octal escapes; all other characters stand for themselves.
+        escaped = before.split(" ")[4].encode("latin-1", "backslashreplace")
+        point = escaped.decode("unicode_escape")
         if len(point) >= len(found) and _contains(point, real):
             found, kind = point, after.split()[0]
     return kind

@@ -45,6 +45,7 @@ from .bell import MESSAGES
 from .bell import RESULTS
 from .connections import Connections
 from .connections import explained
+from .connections import patiently
 from .lanes import Intake
 from .lanes import Lanes
 from .place import parse_url
@@ -410,20 +411,24 @@ class SQLiteEngine(Engine):
         claim, say, returns to its queue. Only the durable ones wait for the disk.
         """
         with self._connections.get() as connection:
-            connection.begin(durable and self.place.full)
+            # All of it inside: a time limit may interrupt at any point, and a transaction left
+            # open would lock out everyone.
             try:
+                connection.begin(durable and self.place.full)
                 yield connection.db
+                connection.commit()
             except BaseException as exc:
                 connection.rollback()
                 if isinstance(exc, sqlite3.Error):
                     raise explained(exc, self.place) from exc
                 raise
-            connection.commit()
 
     def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         with self._connections.get() as connection:
             try:
-                return read(connection.db)
+                # Readers wait as well: while another process closes the file as its last user,
+                # or recovers it, it has it for itself.
+                return patiently(self.place, lambda: read(connection.db))
             except sqlite3.Error as exc:
                 raise explained(exc, self.place) from exc
 
