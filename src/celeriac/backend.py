@@ -126,9 +126,10 @@ class EngineBackend(_BaseBackend):  # type: ignore[misc]
 
     def _expires_at(self, state: str) -> float | None:
         expires = self.expires
-        failure_expires = self.app.conf.get("result_failure_expires")
-        if state == states.FAILURE and failure_expires is not None:
-            expires = self.prepare_expires(failure_expires, float)
+        if state == states.FAILURE:
+            failure_expires = self.app.conf.get("result_failure_expires")
+            if failure_expires is not None:
+                expires = self.prepare_expires(failure_expires, float)
         return time() + expires if expires else None
 
     def _pack(self, value: Any) -> bytes:
