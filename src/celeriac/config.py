@@ -178,6 +178,7 @@ class Configuration(Settings):
 
     # Celery's mapping treats attributes as settings, so its own state goes into ``__dict__``.
     _folder: str | None
+    maps: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -217,7 +218,14 @@ class Configuration(Settings):
         return self[name]
 
     def __getitem__(self, key: str) -> Any:
-        value = super().__getitem__(key)
+        # Celery's own looks for three spellings of the key in each mapping, at 2 µs; a call of
+        # a task reads eight settings.
+        for settings in self.maps:
+            if key in settings:
+                value = settings[key]
+                break
+        else:
+            value = super().__getitem__(key)
         return self._default(key) if value is None else value
 
     def _default(self, key: str) -> Any:
