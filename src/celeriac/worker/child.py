@@ -22,6 +22,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.concurrency.prefork import process_destructor
 from celery.concurrency.prefork import process_initializer
+from celery.utils.log import get_logger
 
 from celeriac import context
 from celeriac.engines import Engine
@@ -33,6 +34,8 @@ from .claimant import Orders
 from .completion import Completer
 from .request import Limits
 from .request import Requests
+
+logger = get_logger(__name__)
 
 #: The signal by which the parent says that a soft time limit is over, as in Celery.
 SIG_SOFT_LIMIT = signal.SIGUSR1
@@ -60,7 +63,11 @@ def make_claimant(settings: Settings, slot: int, orders: Callable[[], Orders]) -
     def on_recorded(count: int, chords: Sequence[ChordPart]) -> None:
         board.recorded(slot, count)
         for part in chords:
-            app.backend.chord_ready(part)
+            try:
+                app.backend.chord_ready(part)
+            except Exception:
+                # The parts are counted; a worker's sweep sends the callback a little later.
+                logger.exception("The callback of chord %s could not be sent", part.group_id)
 
     flask_app = getattr(app, "flask_app", None)
     requests = Requests(app, engine, settings.hostname)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from celery.utils.log import get_logger
 from celeriac.engines import Engine
 from celeriac.engines import EngineError
 from celeriac.engines.base import Delivery
-from celeriac.envelope import Envelope
 
 from .board import Board
 from .completion import Completer
@@ -100,6 +100,8 @@ class Claimant:
         self._may_go_on = may_go_on
         self._pace = Pace()
         self._done = 0
+        #: What is left of the batch: claimed and not started.
+        self._rest: deque[Delivery] = deque()
         #: The delivery being run, for those who interrupt it (time limits).
         self.current: Delivery | None = None
 
@@ -113,6 +115,8 @@ class Claimant:
     def step(self) -> bool:
         """Claim and run one batch; say whether there was anything to run."""
         try:
+            self._give_back()
+            self._completer.flush()
             deliveries = self._claim()
             if deliveries:
                 self._run(deliveries)
@@ -155,37 +159,42 @@ class Claimant:
         revoked = self._engine.revoked([delivery.task_id for delivery in deliveries])
         began = time.monotonic()
         self._board.hold(self._slot, len(deliveries))
-        count = 0
-        for delivery in deliveries:
-            if self._orders().stop or not self._run_one(delivery, revoked):
-                self._engine.release(deliveries[count:])
-                break
-            count += 1
+        self._rest = deque(deliveries)
+        while self._rest and not self._orders().stop and self._start(self._rest[0]):
+            self._run_one(self._rest.popleft(), revoked)
         self._board.hold(self._slot, 0)
+        count = len(deliveries) - len(self._rest)
         self._done += count
         if count:
             self._pace.saw(count, time.monotonic() - began)
+        self._give_back()
         self._completer.flush()
 
-    def _run_one(self, delivery: Delivery, revoked: set[str]) -> bool:
+    def _give_back(self) -> None:
+        """Release what is left of a batch; kept until that succeeds."""
+        if self._rest:
+            self._engine.release(list(self._rest))
+            self._rest.clear()
+
+    def _start(self, delivery: Delivery) -> bool:
+        """Note on the board that the delivery starts; say whether it may."""
         began = time.monotonic()
-        envelope = Envelope.unpack(delivery.envelope)
-        limits = self._requests.limits_of(delivery, envelope)
+        limits = self._requests.prepare(delivery)
         soft = began + limits.soft if limits.soft else 0.0
         hard = began + limits.hard if limits.hard else 0.0
-        if not self._board.begin(self._slot, delivery.tag, began, soft, hard):
-            return False
+        return self._board.begin(self._slot, delivery.tag, began, soft, hard)
+
+    def _run_one(self, delivery: Delivery, revoked: set[str]) -> None:
         self._completer.stand_by()
         self.current = delivery
         try:
-            outcome = self._requests.run(delivery, envelope, revoked)
+            outcome = self._requests.run(delivery, delivery.task_id in revoked)
         except BaseException as exc:
             self._end(exc)
         finally:
             self.current = None
         self._board.end(self._slot, delivery.task)
         self._completer.add(outcome)
-        return True
 
     def _end(self, exc: BaseException) -> NoReturn:
         """The task ends the process: record what others did, and let it."""

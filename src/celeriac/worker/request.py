@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from collections.abc import Collection
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from typing import Any
@@ -76,28 +75,39 @@ class Requests:
         self._consumer = consumer
         self._accept = prepare_accept_content(app.conf.accept_content)
         self.eventer = eventer
+        self._envelope: Envelope | Exception = ValueError("nothing was prepared")
         #: Default limits of the pool, for tasks that have none of their own.
         self.limits = Limits(None, None)
 
-    def run(self, delivery: Delivery, envelope: Envelope, revoked: Collection[str] = ()) -> Outcome:
-        """Run one delivery to its end. Only what ends the process is raised."""
-        collector = Collector(self._engine, delivery.task_id)
-        action = [Action.ACKNOWLEDGE]
-        with collecting(collector):
-            try:
-                self._execute(delivery, envelope, delivery.task_id in revoked, action)
-            except Exception as exc:  # A message that Celery can not even look at.
-                self._refuse(delivery, exc)
-        return Outcome(delivery, action[0], collector.results, collector.messages, collector.parts)
+    def prepare(self, delivery: Delivery) -> Limits:
+        """Unpack the next delivery; return its time limits: the caller's, the task's, the pool's.
 
-    def limits_of(self, delivery: Delivery, envelope: Envelope) -> Limits:
-        """Return the time limits of one delivery: the caller's, the task's or the pool's."""
-        hard, soft = envelope.headers.get("timelimit") or (None, None)
+        What can not be unpacked has no limits, and :meth:`run` refuses it.
+        """
+        try:
+            self._envelope = Envelope.unpack(delivery.envelope)
+            hard, soft = self._envelope.headers.get("timelimit") or (None, None)
+        except (ValueError, TypeError, AttributeError) as exc:
+            self._envelope = exc
+            return Limits(None, None)
         task = self._app.tasks[delivery.task]
         return Limits(
             soft or task.soft_time_limit or self.limits.soft,
             hard or task.time_limit or self.limits.hard,
         )
+
+    def run(self, delivery: Delivery, revoked: bool = False) -> Outcome:
+        """Run the prepared delivery to its end. Only what ends the process is raised."""
+        collector = Collector(self._engine, delivery.task_id)
+        action = [Action.ACKNOWLEDGE]
+        with collecting(collector):
+            try:
+                if not isinstance(self._envelope, Envelope):
+                    raise self._envelope
+                self._execute(delivery, self._envelope, revoked, action)
+            except Exception as exc:  # A message that Celery can not even look at.
+                self._refuse(delivery, exc)
+        return Outcome(delivery, action[0], collector.results, collector.messages, collector.parts)
 
     def _execute(
         self, delivery: Delivery, envelope: Envelope, revoked: bool, action: list[Action]
