@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -46,6 +47,19 @@ def no_other_celery_app() -> Iterator[None]:
     _state._on_app_finalizers.intersection_update(shared)
     _state.default_app = default
     _state._tls.current_app = current
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a Celery program that a test ran in this process did to the loggers."""
+    loggers = [logging.getLogger(name) for name in (None, "celery", "celeriac")]
+    before = [(each, each.level, each.propagate, list(each.handlers)) for each in loggers]
+    yield
+    logging.captureWarnings(False)
+    for each, level, propagate, handlers in before:
+        each.setLevel(level)
+        each.propagate = propagate
+        each.handlers[:] = handlers
 
 
 # Queues
