@@ -30,7 +30,7 @@ def add(a, b):
 
 def create_app(url="sqlite:///"):
     app = Flask(__name__, instance_path={instance!r})
-    app.config["CELERY_BROKER_URL"] = url
+    app.config.update(CELERY_BROKER_URL=url, SECRET_KEY={canary!r})
     celery.init_app(app)
     return app
 
@@ -47,10 +47,19 @@ app = create_app()
 COMMANDS = sorted(celery_program.commands)
 
 
+INSPECT_CONF = ("celery", "inspect", "conf", "true")
+
+CANARY = "canary-7f3a"
+
+
+def factory(folder: Path) -> str:
+    return FACTORY.format(instance=str(folder / "instance"), canary=CANARY)
+
+
 @pytest.fixture(autouse=True)
 def shop(tmp_path: Path) -> Path:
     """Write a module with an application factory, and return its folder."""
-    (tmp_path / "shop.py").write_text(FACTORY.format(instance=str(tmp_path / "instance")))
+    (tmp_path / "shop.py").write_text(factory(tmp_path))
     (tmp_path / "flat.py").write_text(FLAT)
     return tmp_path
 
@@ -147,6 +156,10 @@ def test_worker_is_started_for_a_factory(
     flask(*flask_app, "celery", "call", "shop.add", "-a", "[23, 42]", cwd=shop)
     worker.wait_for_log("succeeded in")
     assert "shop.add" in flask(*flask_app, "celery", "inspect", "registered", cwd=shop)
+    assert "task_acks_late" in (conf := flask(*flask_app, *INSPECT_CONF, cwd=shop))
+    assert CANARY not in conf + worker.log
+    for file in (shop / "instance").glob("**/*.sqlite3*"):
+        assert CANARY.encode() not in file.read_bytes()
 
 
 def test_worker_detaches(shop: Path) -> None:
@@ -163,7 +176,7 @@ def test_worker_detaches(shop: Path) -> None:
 
 def test_commands_are_run_outside_of_any_context(shop: Path) -> None:
     (shop / "shop.py").write_text(
-        FACTORY.format(instance=str(shop / "instance"))
+        factory(shop)
         + "\nfrom celery import signals\n"
         + "@signals.import_modules.connect\n"
         + "def note(**kwargs): print('context:', has_app_context())\n"

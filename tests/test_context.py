@@ -197,22 +197,63 @@ def test_tasks_within_tasks_keep_their_context(celery: Celeriac, torn_down: list
     assert torn_down == [None]
 
 
-def test_stock_worker_runs_tasks_in_a_context(tmp_path: Path, redis_url: str, worker: Any) -> None:
-    (tmp_path / "shop.py").write_text(
-        "from flask import Flask, current_app, g\n"
-        "from celeriac import make_celery\n"
-        "app = Flask('shop', instance_path='/nowhere')\n"
-        f"app.config['CELERY'] = dict(broker_url='{redis_url}', result_backend='{redis_url}')\n"
-        "celery = make_celery(app)\n"
-        "@app.teardown_appcontext\n"
-        "def fail(error): raise RuntimeError('teardown failed with %r' % error)\n"
-        "@celery.task\n"
-        "def name(): return current_app.name\n"
-    )
-    program = worker("-A", "shop.celery", "-c", "1", cwd=tmp_path)
-    client = Celeriac(broker=redis_url, backend=redis_url)
+SHOP = """\
+import sys
+from celery import signals
+from flask import Flask, current_app, g
+from flask_sqlalchemy import SQLAlchemy
+from celeriac import make_celery
+from celeriac.task import Task
 
-    assert client.send_task("shop.name").get(timeout=10) == "shop"
+app = Flask("shop", instance_path=sys.path[0])
+app.config["CELERY"] = {{"broker_url": {url!r}, "result_backend": {url!r}}}
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///app.db"
+celery = make_celery(app)
+database = SQLAlchemy(app)
+
+def connection_id():
+    with database.engine.connect() as connection:
+        return id(connection.connection.dbapi_connection)
+
+with app.app_context():
+    # Held, so that no other connection can have its id.
+    held = database.engine.raw_connection()
+    parents = id(held.dbapi_connection)
+    held.close()
+
+@app.teardown_appcontext
+def fail(error):
+    raise RuntimeError("teardown failed with %r" % error)
+
+class Hooked(Task):
+    def before_start(self, *args):
+        g.hooks = ["before_start in " + current_app.name]
+
+    def after_return(self, *args):
+        g.hooks.append("after_return in " + current_app.name)
+        print(g.hooks)
+
+@celery.task(base=Hooked)
+def name():
+    return current_app.name, connection_id() == parents
+"""
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("broker", ["sqlite", "redis"])
+def test_worker_runs_whole_tasks_in_a_context(
+    broker: str, pool: str, tmp_path: Path, worker: Any, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue({"sqlite": "queue_url", "redis": "redis_url"}[broker])
+    (tmp_path / "shop.py").write_text(SHOP.format(url=url))
+    program = worker("-A", "shop.celery", "-c", "1", "-P", pool, cwd=tmp_path)
+    client = Celeriac(broker=url, backend=url)
+
+    found, uses_the_parents_connection = client.send_task("shop.name").get(timeout=10)
+
+    assert found == "shop"
+    assert not (pool == "prefork" and uses_the_parents_connection)
+    program.wait_for_log("['before_start in shop', 'after_return in shop']")
     program.wait_for_log("RuntimeError: teardown failed with None")
     client.close()
 

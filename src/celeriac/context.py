@@ -114,6 +114,6 @@ def drop_inherited_connections(**kwargs: Any) -> None:
     """
     for app in list(_apps):
         database: Any = app.extensions.get("sqlalchemy")
-        with app.app_context():
+        with app_context(app):
             for engine in getattr(database, "engines", {}).values():
                 engine.dispose(close=False)
