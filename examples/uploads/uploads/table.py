@@ -231,5 +231,6 @@ def _group(database: sqlite3.Connection, columns: list[dict[str, Any]]) -> dict[
 
 
 def _groups(column: dict[str, Any]) -> bool:
-    few = 2 <= column["distinct"] <= MAX_GROUPS and column["distinct"] < column["count"]
-    return few and column["type"] == "text"
+    few: bool = 2 <= column["distinct"] <= MAX_GROUPS and column["distinct"] < column["count"]
+    is_text: bool = column["type"] == "text"
+    return few and is_text
