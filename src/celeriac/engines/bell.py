@@ -12,7 +12,6 @@ falls back to short sleeps.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -55,13 +54,22 @@ class Bell:
         self._folder = folder
         self._lock = threading.Lock()
         self._free: list[Sleeper] = []
+        self._sleeping = 0
         self._pipes: dict[int, int] = {}
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._file = os.open(folder / "bell", flags, 0o600)
-        if os.fstat(self._file).st_size < _SIZE:
-            os.truncate(self._file, _SIZE)
+        missing = _SIZE - os.fstat(self._file).st_size
+        if missing > 0:
+            # Written, not truncated: touching a page for which a full disk has no room would
+            # kill the process.
+            os.pwrite(self._file, bytes(missing), _SIZE - missing)
         self._map = mmap.mmap(self._file, _SIZE)
         self._used: set[int] = set()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody of this process has a sleeper out."""
+        return self._sleeping > 0
 
     def ring(self, state: int, bits: int = EVERY) -> None:
         """Wake those who wait for ``state`` and have a bit in common."""
@@ -78,40 +86,48 @@ class Bell:
         return self._map.find(bytes((state,)), 0, SLOTS) >= 0
 
     def ring_slot(self, slot: int) -> None:
-        """Wake one sleeper. Waking one that is awake makes its next sleep short."""
+        """Wake one sleeper. Waking one that is awake makes its next sleep short.
+
+        Never fails: what there is to tell is committed already, and sleepers look by themselves
+        now and then.
+        """
         self._map[slot] = _AWAKE
         try:
             os.write(self._pipe(slot), b"!")
-        except BlockingIOError:
-            pass  # The pipe is full: its reader has enough to wake up for.
-        except OSError as exc:
-            # ENXIO, ENOENT: nobody reads there any more. The sleeper is dead, or polls.
-            if exc.errno not in (errno.ENXIO, errno.ENOENT, errno.EPIPE):
-                raise
+        except OSError:
+            pass  # The pipe is full, or gone: its reader is awake, dead or polling.
 
     def sleeper(self) -> Sleeper:
         """Return a sleeper to wait with; give it back with :meth:`give_back`."""
         with self._lock:
+            self._sleeping += 1
             if self._free:
                 return self._free.pop()
             return Sleeper(self, self._take_slot())
 
     def give_back(self, sleeper: Sleeper) -> None:
-        """Keep the sleeper for the next one who waits."""
+        """Keep the sleeper for the next one who waits, if it has a slot to keep."""
         with self._lock:
-            self._free.append(sleeper)
+            self._sleeping -= 1
+            if sleeper.slot is not None:
+                self._free.append(sleeper)
 
     def close(self) -> None:
         """Give up every slot of this process."""
         with self._lock:
-            for sleeper in self._free:
-                sleeper.close()
-            for pipe in self._pipes.values():
-                os.close(pipe)
-            self._free.clear()
-            self._pipes.clear()
-            self._map.close()
-            os.close(self._file)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close without the lock, which the thread of a process before the fork may hold."""
+        for sleeper in self._free:
+            sleeper.close()
+        for pipe in self._pipes.values():
+            os.close(pipe)
+        self._free.clear()
+        self._pipes.clear()
+        self._map.close()
+        os.close(self._file)
+        self._file = -1
 
     def _take_slot(self) -> int | None:
         for slot in range(SLOTS):
@@ -128,8 +144,13 @@ class Bell:
     def _pipe(self, slot: int) -> int:
         pipe = self._pipes.get(slot)
         if pipe is None:
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            pipe = self._pipes[slot] = os.open(self._folder / f"pipe-{slot}", flags)
+            with self._lock:
+                pipe = self._pipes.get(slot)
+                if pipe is None:
+                    # For reading, too: writing where nobody reads any more would send SIGPIPE,
+                    # which kills programs that want it so.
+                    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+                    pipe = self._pipes[slot] = os.open(self._folder / f"pipe-{slot}", flags)
         return pipe
 
     def _mask(self, slot: int) -> int:
@@ -149,24 +170,30 @@ class Sleeper:
         self.slot = slot
         self._pipe = -1
         if slot is not None:
-            self._open(bell._folder / f"pipe-{slot}")
+            try:
+                self._open(bell._folder / f"pipe-{slot}")
+            except OSError:
+                self.slot = None  # No named pipes here.
 
-    def wait(self, state: int, bits: int, timeout: float, ready: Callable[[], bool]) -> bool:
-        """Sleep until rung or ``ready()``, at most ``timeout`` seconds; return ``ready()``.
+    def wait(self, state: int, bits: int, timeout: float, outlook: Callable[[], float]) -> bool:
+        """Sleep until rung, at most ``timeout`` seconds; say whether there is anything.
 
-        The order matters: the slot says "asleep" before ``ready`` looks, so whoever makes it
-        ready after that look sees the sleeper and rings.
+        The order matters: the slot says "asleep" before ``outlook`` looks, so whoever changes
+        anything after that look sees the sleeper and rings.
+
+        :param outlook: returns in how many seconds there may be something; zero means now.
         """
         if self.slot is None:
-            return self._poll(timeout, ready)
+            return self._poll(timeout, outlook)
         self._bell._set(self.slot, state, bits)
         try:
-            if ready():
+            nap = outlook()
+            if nap <= 0:
                 return True
-            self._sleep(timeout)
+            self._sleep(min(timeout, nap))
         finally:
             self._bell._map[self.slot] = _AWAKE
-        return ready()
+        return outlook() <= 0
 
     def close(self) -> None:
         """Give the slot up."""
@@ -197,9 +224,9 @@ class Sleeper:
             pass
 
     @staticmethod
-    def _poll(timeout: float, ready: Callable[[], bool]) -> bool:
+    def _poll(timeout: float, outlook: Callable[[], float]) -> bool:
         deadline = time.monotonic() + timeout
-        while not ready():
+        while outlook() > 0:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False

@@ -25,6 +25,7 @@ from .bell import Bell
 from .bell import Sleeper
 from .migrations import migrate
 from .migrations import verify
+from .place import no_room
 from .place import Place
 from .place import prepare
 from .place import unwritable
@@ -43,7 +44,9 @@ class Connection:
     def __init__(self, place: Place) -> None:
         self.lock = threading.RLock()
         self._place = place
+        self._path = os.fspath(place.path)
         self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._full: bool | None = None
 
     @property
@@ -51,8 +54,17 @@ class Connection:
         """The open connection."""
         if self._db is None:
             self._db = _open(self._place)
+            self._file = _identity(self._path)
             self._full = None
         return self._db
+
+    def follow(self) -> None:
+        """Open the file anew if another one stands in its place.
+
+        What is written into a file that somebody removed, nobody would ever read.
+        """
+        if self._db is not None and _identity(self._path) != self._file:
+            self.close()
 
     def begin(self, full: bool) -> None:
         """Take the write lock, waiting for it at most the busy timeout."""
@@ -105,6 +117,7 @@ class Connections:
                 self._all.add(connection)
         with connection.lock:
             try:
+                connection.follow()
                 connection.db  # noqa: B018  (opens it)
             except sqlite3.Error as exc:
                 raise explained(exc, self._place) from exc
@@ -220,15 +233,21 @@ def _register_at_fork() -> None:
         for connections in list(_forkable):
             getattr(connections, name)()
 
+    def start_over() -> None:
+        each("_after_fork_in_child")
+        _start_over_in_child()
+
     os.register_at_fork(
         before=lambda: each("_before_fork"),
         after_in_parent=lambda: each("_after_fork_in_parent"),
-        after_in_child=lambda: (each("_after_fork_in_child"), _start_over_in_child()),
+        after_in_child=start_over,
     )
 
 
 def _open(place: Place) -> sqlite3.Connection:
     prepare(place)
+    # Now, so that what is wrong with it shows before a transaction and not after it.
+    _beside(place)
     db = sqlite3.connect(
         place.path,
         isolation_level=None,
@@ -246,6 +265,14 @@ def _open(place: Place) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def _set_wal(db: sqlite3.Connection, place: Place) -> None:
@@ -292,10 +319,7 @@ def explained(exc: sqlite3.Error, place: Place) -> EngineError:
             "holds a transaction open on it: only Celeriac should write to this file."
         )
     if "full" in text:
-        return EngineError(
-            f"There is no room left for the queue file {path}. Nothing was written. Free some "
-            "space on its disk; workers go on by themselves."
-        )
+        return no_room(path)
     if "not a database" in text or "malformed" in text:
         return EngineConfigurationError(
             f"The queue file {path} is damaged ({text}). Stop the workers, keep a copy, and try "

@@ -47,52 +47,56 @@ class Intake(NamedTuple):
         return cls(tuple(queues), tasks, rates or {})
 
 
+class Picture(NamedTuple):
+    """The lanes as of one version. Threads share it: it is replaced as a whole."""
+
+    version: int | None
+    lanes: dict[tuple[str, str], Lane]
+    selections: dict[tuple[object, ...], list[Lane]]
+
+
 class Lanes:
     """This process's picture of the lanes."""
 
     def __init__(self, sql: Mapping[str, str]) -> None:
         self._sql = sql
-        self.forget()
-
-    def forget(self) -> None:
-        """Read the lanes anew at the next use."""
-        self._version: object = None
-        self._lanes: dict[tuple[str, str], Lane] = {}
-        self._selections: dict[tuple[object, ...], list[Lane]] = {}
+        self._picture = Picture(None, {}, {})
 
     def ensure(
         self, db: sqlite3.Connection, names: Iterable[tuple[str, str]]
-    ) -> dict[tuple[str, str], tuple[int, float | None]]:
-        """Return id and time to live of lanes given by queue and task, creating missing ones."""
-        self._refresh(db)
-        lanes = self._lanes
+    ) -> Mapping[tuple[str, str], Lane]:
+        """Return the lanes, among them these (queue and task), creating missing ones."""
+        lanes = self._current(db).lanes
         missing = [name for name in names if name not in lanes]
-        if missing:
-            self._create(db, missing)
-            lanes = self._load(db)
-            # What this transaction created may yet be undone: not to be kept in mind.
-            self.forget()
-        return {name: (lane.id, lane.message_ttl) for name, lane in lanes.items()}
+        if not missing:
+            return lanes
+        self._create(db, missing)
+        # What this transaction created may yet be undone: not to be kept in mind.
+        return self._load(db)
 
     def select(self, db: sqlite3.Connection, intake: Intake) -> list[Lane]:
         """Return the lanes that a claimant may take from."""
-        self._refresh(db)
+        picture = self._current(db)
         key = (intake.queues, intake.tasks)
-        lanes = self._selections.get(key)
+        lanes = picture.selections.get(key)
         if lanes is None:
-            lanes = self._selections[key] = [
+            lanes = picture.selections[key] = [
                 lane
-                for lane in self._lanes.values()
+                for lane in picture.lanes.values()
                 if lane.queue in intake.queues
                 and (intake.tasks is None or lane.task in intake.tasks)
             ]
         return lanes
 
-    def _refresh(self, db: sqlite3.Connection) -> None:
-        version = db.execute(self._sql["lanes_version"]).fetchone()
-        if version != self._version:
-            lanes = self._load(db)
-            self._selections, self._lanes, self._version = {}, lanes, version
+    def _current(self, db: sqlite3.Connection) -> Picture:
+        """Return the picture of what ``db`` sees, whose transaction must not have changed it."""
+        picture = self._picture
+        (version,) = db.execute(self._sql["lanes_version"]).fetchone()
+        if version != picture.version:
+            # Read in this order: outside of a transaction the lanes may be newer than the
+            # version, never older, and are then read again at the next use.
+            picture = self._picture = Picture(version, self._load(db), {})
+        return picture
 
     def _load(self, db: sqlite3.Connection) -> dict[tuple[str, str], Lane]:
         rows = map(Lane._make, db.execute(self._sql["lanes"]).fetchall())

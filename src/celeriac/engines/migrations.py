@@ -65,10 +65,9 @@ def _refuse_old_sqlite() -> None:
 
 
 def _version(db: sqlite3.Connection, path: str) -> int:
-    owner, version = _marks(db)
+    owner, version, objects = _marks(db)
     if owner == APPLICATION_ID:
         return version
-    (objects,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if owner or objects:
         raise EngineConfigurationError(
             f"{path} is a SQLite database of another program. The queue needs a file of its "
@@ -77,10 +76,23 @@ def _version(db: sqlite3.Connection, path: str) -> int:
     return 0
 
 
-def _marks(db: sqlite3.Connection) -> tuple[int, int]:
-    (owner,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return owner, version
+def _marks(db: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return whose file it is, its version, and how much there is in it.
+
+    All as of one moment: while another process makes the file, its tables must not be seen
+    without its mark.
+    """
+    alone = not db.in_transaction
+    if alone:
+        db.execute("BEGIN")
+    try:
+        (owner,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (objects,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    finally:
+        if alone and db.in_transaction:
+            db.execute("ROLLBACK")
+    return owner, version, objects
 
 
 def _apply(db: sqlite3.Connection, number: int, sql: str) -> None:

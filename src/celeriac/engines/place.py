@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from urllib.parse import unquote
 
 from .base import EngineConfigurationError
+from .base import EngineError
 
 #: The file used when a URL names none.
 DEFAULT_NAME = "celeriac.sqlite3"
@@ -104,18 +105,22 @@ def prepare(place: Place) -> None:
         raise unwritable(place, exc) from exc
 
 
-def unwritable(place: Place, exc: OSError) -> EngineConfigurationError:
+def unwritable(place: Place, exc: OSError) -> EngineError:
     """Return an error that says what to do about the system's."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "Free some space on its disk"
-    else:
-        advice = (
-            "Give the user that runs the application and its workers write access to "
-            f"{place.path.parent} and the files in it"
-        )
+        return no_room(place.path)
     return EngineConfigurationError(
-        f"The queue file {place.path} can not be written: {exc.strerror}. {advice}, or name "
-        "another file in broker_url."
+        f"The queue file {place.path} can not be written: {exc.strerror}. Give the user "
+        f"that runs the application and its workers write access to {place.path.parent} and the "
+        "files in it, or name another file in broker_url."
+    )
+
+
+def no_room(path: Path) -> EngineError:
+    """Return the error of a full disk."""
+    return EngineError(
+        f"There is no room left for the queue file {path}. Nothing was written. Free some "
+        "space on its disk; workers go on by themselves."
     )
 
 

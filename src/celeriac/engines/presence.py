@@ -12,7 +12,10 @@ import fcntl
 import os
 import struct
 import threading
+import time
 from pathlib import Path
+
+from .base import EngineError
 
 #: The byte of the worker's parent; slots follow.
 PARENT = -1
@@ -29,15 +32,26 @@ class Presence:
         self._files: dict[str, int] = {}
         self._held: set[tuple[str, int]] = set()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether this process is a worker, or works for one."""
+        return bool(self._held)
+
     def hold(self, worker_id: str, slot: int = PARENT) -> None:
         """Say that this process is the worker's parent, or works in one of its slots."""
         with self._lock:
-            file = self._open(worker_id)
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot + 1)
+            # Only the parent makes the file: one made anew by a child, after somebody removed
+            # it, would say of all others that they are dead.
+            file = self._open(worker_id, create=slot == PARENT)
+            if file is not None:
+                _lock_patiently(file, slot + 1)
             self._held.add((worker_id, slot))
 
-    def is_alive(self, worker_id: str, slot: int = PARENT) -> bool:
-        """Say whether the process that held this place still runs."""
+    def is_alive(self, worker_id: str, slot: int = PARENT) -> bool | None:
+        """Say whether the process that held this place still runs.
+
+        ``None`` when the worker's file is gone: then nobody can tell.
+        """
         with self._lock:
             if (worker_id, slot) in self._held:
                 return True
@@ -46,7 +60,7 @@ class Presence:
             try:
                 file = os.open(self._path(worker_id), os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
-                return False
+                return None
             try:
                 return _is_locked(file, slot + 1)
             finally:
@@ -54,14 +68,17 @@ class Presence:
 
     def sleeps_on(self, worker_id: str, slot: int, bell_slot: int | None) -> None:
         """Note the bell slot on which this process, in this slot of the worker, sleeps."""
+        number = 0 if bell_slot is None else bell_slot + 1
         with self._lock:
-            number = 0 if bell_slot is None else bell_slot + 1
-            os.pwrite(self._open(worker_id), struct.pack("=I", number), 4 * slot)
+            file = self._open(worker_id)
+            if file is not None:
+                os.pwrite(file, struct.pack("=I", number), 4 * slot)
 
     def bell_slot(self, worker_id: str, slot: int) -> int | None:
         """Return what :meth:`sleeps_on` noted."""
         with self._lock:
-            data = os.pread(self._open(worker_id), 4, 4 * slot)
+            file = self._open(worker_id)
+            data = b"" if file is None else os.pread(file, 4, 4 * slot)
         number = struct.unpack("=I", data)[0] if len(data) == 4 else 0
         return number - 1 if number else None
 
@@ -78,25 +95,53 @@ class Presence:
         self.leave(worker_id)
         self._path(worker_id).unlink(missing_ok=True)
 
+    def list(self) -> list[str]:
+        """Return the ids of the workers that have a file, dead ones too."""
+        return [path.name.removeprefix("worker-") for path in self._folder.glob("worker-*")]
+
     def close(self) -> None:
         """Give up every place that this process holds."""
-        for worker_id in list(self._files):
-            self.leave(worker_id)
+        with self._lock:
+            self.abandon()
 
-    def _open(self, worker_id: str) -> int:
+    def abandon(self) -> None:
+        """Close without the lock, which the thread of a process before the fork may hold."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+        self._held.clear()
+
+    def _open(self, worker_id: str, *, create: bool = False) -> int | None:
         file = self._files.get(worker_id)
         if file is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            file = self._files[worker_id] = os.open(self._path(worker_id), flags, 0o600)
+            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+            try:
+                file = self._files[worker_id] = os.open(self._path(worker_id), flags, 0o600)
+            except FileNotFoundError:
+                return None
         return file
 
     def _path(self, worker_id: str) -> Path:
         return self._folder / f"worker-{worker_id}"
 
 
+def _lock_patiently(file: int, byte: int) -> None:
+    """Take a lock that others may hold for the moment in which they look at it."""
+    for _ in range(1000):
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            return
+        except OSError:
+            time.sleep(0.001)
+    raise EngineError(
+        "Another process works in the same place of the same worker, and does not end."
+    )
+
+
 def _is_locked(file: int, byte: int) -> bool:
+    # Shared, so that two who look at once do not take each other for the living.
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, byte)
     except OSError:
         return True
     fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)

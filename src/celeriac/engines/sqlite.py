@@ -50,6 +50,7 @@ from .lanes import Intake
 from .lanes import Lanes
 from .place import parse_url
 from .place import Place
+from .presence import PARENT
 from .statements import load_statements
 
 T = TypeVar("T")
@@ -58,6 +59,12 @@ T = TypeVar("T")
 FLOOR = 1.0
 #: How long an auto-delete queue may wait for its first consumer (seconds).
 UNUSED = 60.0
+#: A worker whose presence file somebody removed counts as dead after so long without a heartbeat
+#: (seconds).
+SILENCE = 60.0
+#: How long a clean-up may go on, and how many rows each of its transactions deletes.
+CLEAN_UP = 2.0
+SHARE = 1000
 #: How long chords wait for their parts, and revocations for their messages (seconds).
 KEEP = 30 * 86400.0
 
@@ -76,7 +83,8 @@ class SQLiteEngine(Engine):
         self._sql = load_statements("sqlite")
         self._insert_sql = self._sql["insert_message"]
         self._lanes = Lanes(self._sql)
-        self._numbers: dict[str, int] = {}
+        # The workers that this process introduced, in case their rows get lost.
+        self._introduced: dict[str, Worker] = {}
 
     @property
     def folder(self) -> Path:
@@ -101,6 +109,8 @@ class SQLiteEngine(Engine):
         tasks: Collection[str] | None = None,
         rates: Mapping[str, float] | None = None,
     ) -> list[Delivery]:
+        if limit < 1:
+            return []
         intake = Intake.of(queues, tasks, rates)
         # Looking costs no lock, so idle workers do not stand in the way of those who write.
         if self._read(lambda db: self._outlook(db, intake)) > 0:
@@ -126,19 +136,19 @@ class SQLiteEngine(Engine):
             chords = [part for part in parts if self._join(db, part)]
         self._ring_results(results)
         self._ring_queues(messages)
+        self._ring_queues([each.delivery for each in recorded if each.action is Action.REQUEUE])
         return Completion(frozenset(held), chords)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         with self._write(durable=False) as db:
-            held = self._end_claims(db, deliveries)
-            db.execute(self._sql["restore_ready"], (json.dumps(sorted(held)),))
+            self._restore(db, self._end_claims(db, deliveries))
         self._ring_queues(deliveries)
 
     def redeliver(self, deliveries: Sequence[Delivery], *, died: bool) -> None:
         with self._write() as db:
-            held = json.dumps(sorted(self._end_claims(db, deliveries)))
-            db.execute(self._sql["mark_redelivered"], (int(died), held))
-            db.execute(self._sql["restore_ready"], (held,))
+            held = self._end_claims(db, deliveries)
+            db.execute(self._sql["mark_redelivered"], (int(died), json.dumps(list(held))))
+            self._restore(db, held)
         self._ring_queues(deliveries)
 
     def purge(self, queue: str) -> int:
@@ -156,15 +166,13 @@ class SQLiteEngine(Engine):
     ) -> bool:
         intake = Intake.of(queues, tasks, rates)
 
-        def ready() -> bool:
-            return self._read(lambda db: self._outlook(db, intake)) <= 0
+        def outlook() -> float:
+            return self._read(lambda db: self._outlook(db, intake))
 
         with self._connections.sleeper() as sleeper:
             if place is not None:
                 self._connections.presence().sleeps_on(*place, sleeper.slot)
-            outlook = self._read(lambda db: self._outlook(db, intake))
-            nap = min(timeout, outlook, FLOOR)
-            return nap <= 0 < timeout or sleeper.wait(MESSAGES, mask(queues), nap, ready)
+            return sleeper.wait(MESSAGES, mask(queues), min(timeout, FLOOR), outlook)
 
     def wake(self, worker_id: str, slot: int) -> None:
         bell_slot = self._connections.presence().bell_slot(worker_id, slot)
@@ -177,7 +185,6 @@ class SQLiteEngine(Engine):
         fields = {**queue._asdict(), "auto_delete": int(queue.auto_delete), "now": time.time()}
         with self._write(durable=False) as db:
             db.execute(self._sql["declare_queue"], fields)
-            self._lanes.forget()
 
     def delete_queue(self, queue: str) -> None:
         with self._write() as db:
@@ -210,19 +217,19 @@ class SQLiteEngine(Engine):
     def wait_for_results(self, task_ids: Sequence[str], timeout: float) -> dict[str, Result]:
         found: dict[str, Result] = {}
 
-        def ready() -> bool:
+        def outlook() -> float:
             for task_id, result in self.get_results(task_ids).items():
                 if result.state in FINISHED:
                     found[task_id] = result
-            return bool(found)
+            return 0.0 if found else math.inf
 
         deadline = time.monotonic() + timeout
         with self._connections.sleeper() as sleeper:
-            while not ready():
-                left = deadline - time.monotonic()
-                if left <= 0:
+            while not sleeper.wait(
+                RESULTS, mask(task_ids), min(deadline - time.monotonic(), FLOOR), outlook
+            ):
+                if time.monotonic() >= deadline:
                     break
-                sleeper.wait(RESULTS, mask(task_ids), min(left, FLOOR), ready)
         return found
 
     def forget(self, task_ids: Sequence[str]) -> None:
@@ -304,31 +311,39 @@ class SQLiteEngine(Engine):
         }
         self._connections.presence().hold(worker.id)
         with self._write(durable=False) as db:
-            ((number,),) = db.execute(self._sql["register"], fields).fetchall()
-        self._numbers[worker.id] = number
+            self._touch_queues(db, worker.id)
+            db.execute(self._sql["register"], fields)
+        self._introduced[worker.id] = worker
 
     def attend(self, worker_id: str, slot: int) -> None:
         self._connections.presence().hold(worker_id, slot)
 
     def heartbeat(self, worker_id: str) -> None:
         with self._write(durable=False) as db:
-            db.execute(self._sql["heartbeat"], (time.time(), worker_id))
+            known = db.execute(self._sql["heartbeat"], (time.time(), worker_id)).rowcount
+        worker = self._introduced.get(worker_id)
+        if not known and worker is not None:  # The queue file was replaced, say.
+            self.register(worker)
 
     def deregister(self, worker_id: str) -> None:
+        self._introduced.pop(worker_id, None)
         presence = self._connections.presence()
+        presence.leave(worker_id)
         with self._write(durable=False) as db:
-            self._numbers.pop(worker_id, None)
+            self._touch_queues(db, worker_id)
             db.execute(self._sql["deregister"], (worker_id,))
-        presence.remove(worker_id)
+            gone = not db.execute(self._sql["worker_number"], (worker_id,)).fetchall()
+        if gone:
+            # Until then it tells that those are dead whose claims wait to be judged.
+            presence.remove(worker_id)
 
     def lost(self, worker_id: str | None = None, slot: int | None = None) -> list[Lost]:
-        presence = self._connections.presence()
         lost: list[Lost] = []
-        for number, place, claimant, hostname in self._rows("claimants"):
+        for number, place, claimant, hostname, heartbeat_at in self._rows("claimants"):
             if worker_id is not None:
                 dead = (claimant, place) == (worker_id, slot)
             else:
-                dead = claimant is None or not presence.is_alive(claimant, place)
+                dead = claimant is None or not self._is_alive(claimant, place, heartbeat_at)
             if dead:
                 held = self._rows("held_by", (number, place))
                 lost += [
@@ -337,42 +352,27 @@ class SQLiteEngine(Engine):
         return lost
 
     def maintain(self, now: float) -> None:
-        with self._write(durable=False) as db:
-            for name in ("expire_results", "expire_groups"):
-                db.execute(self._sql[name], (now,))
-            db.execute(self._sql["expire_revoked"], (now - KEEP,))
-            for (group_id,) in db.execute(self._sql["expired_chords"], (now - KEEP,)).fetchall():
-                self._drop_chord(db, group_id)
-            self._delete_unused(db, now)
-        for worker in self.list_workers():
+        workers = self.list_workers()
+        for worker in workers:
             if not worker.alive:
                 self.deregister(worker.id)
+        used = {queue for worker in workers if worker.alive for queue in worker.queues}
+        with self._write(durable=False) as db:
+            db.execute(self._sql["expire_revoked"], (now - KEEP,))
+            self._delete_unused(db, used, now)
+            db.execute(self._sql["delete_stray_lanes"])
+        self._expire(now)
+        self._remove_strays()
 
     # Reading
 
     def queue_sizes(self, queues: Sequence[str] | None = None) -> dict[str, int]:
-        sizes = {name: size for name, size in self._rows("queue_sizes")}
-        if queues is None:
-            return sizes
-        return {name: sizes[name] for name in queues if name in sizes}
+        names = None if queues is None else json.dumps(list(queues))
+        return dict(self._rows("queue_sizes", (names,)))
 
     def list_workers(self) -> list[Worker]:
-        presence = self._connections.presence()
         return [
-            Worker(
-                id,
-                hostname,
-                pid,
-                json.loads(queues),
-                frozenset(json.loads(tasks)),
-                concurrency,
-                started_at,
-                heartbeat_at,
-                presence.is_alive(id),
-            )
-            for _, id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at in self._rows(
-                "workers"
-            )
+            _worker(row, self._is_alive(row[0], PARENT, row[-1])) for row in self._rows("workers")
         ]
 
     def list_tasks(
@@ -442,10 +442,10 @@ class SQLiteEngine(Engine):
         lanes = self._lanes.ensure(db, {(message.queue, message.task) for message in messages})
         ready, scheduled = [], []
         for message in messages:
-            lane, ttl = lanes[message.queue, message.task]
+            lane, _, _, ttl = lanes[message.queue, message.task]
             rank, due_at, expires_at = -message.priority, message.due_at, message.expires_at
             if ttl is not None:
-                expires_at = min(now + ttl, expires_at or now + ttl)
+                expires_at = now + ttl if expires_at is None else min(now + ttl, expires_at)
             fields = (lane, rank, message.task_id, now, due_at, expires_at)
             cursor = db.execute(self._insert_sql, (*fields, message.envelope, message.body))
             tag = cursor.lastrowid
@@ -462,18 +462,31 @@ class SQLiteEngine(Engine):
             due = db.execute(self._sql["take_due"], (now,)).fetchall()
             db.executemany(self._sql["insert_ready"], due)
 
+    def _busy(self, db: sqlite3.Connection) -> set[int]:
+        """Return the ids of the lanes in which something waits."""
+        return {lane for (lane,) in db.execute(self._sql["busy_lanes"])}
+
     def _heads(
         self, db: sqlite3.Connection, intake: Intake, limit: int, now: float
     ) -> list[tuple[int, int, int]]:
         """Choose up to ``limit`` messages: queues take turns, the best of each first."""
         turns: dict[str, list[tuple[int, int, int]]] = {}
         held_back = self._held_back(db, intake, now)
+        limited: dict[str, list[tuple[int, int, str, int]]] = {}
+        busy = self._busy(db)
         for lane in self._lanes.select(db, intake):
-            if lane.task in held_back:
+            if lane.id not in busy or lane.task in held_back:
                 continue
-            share = 1 if lane.task in intake.rates else limit
-            rows = db.execute(self._sql["head"], (lane.id, share)).fetchall()
+            if lane.task in intake.rates:
+                rows = db.execute(self._sql["head"], (lane.id, 1)).fetchall()
+                found = limited.setdefault(lane.task, [])
+                found += [(rank, tag, lane.queue, lane.id) for rank, tag in rows]
+                continue
+            rows = db.execute(self._sql["head"], (lane.id, limit)).fetchall()
             turns.setdefault(lane.queue, []).extend((rank, tag, lane.id) for rank, tag in rows)
+        # One start of each of these tasks, whichever of its queues it comes from.
+        for rank, tag, queue, lane_id in (min(found) for found in limited.values() if found):
+            turns.setdefault(queue, []).append((rank, tag, lane_id))
         heads = list(islice(_in_turns(turns), limit))
         self._note_starts(db, intake, heads, now)
         return [(lane, rank, tag) for rank, tag, lane in heads]
@@ -523,7 +536,13 @@ class SQLiteEngine(Engine):
         if again:
             tags = json.dumps(again)
             db.execute(self._sql["mark_redelivered"], (0, tags))
-            db.execute(self._sql["restore_ready"], (tags,))
+            self._restore(db, again)
+
+    def _restore(self, db: sqlite3.Connection, tags: Collection[int]) -> None:
+        """Put messages whose claims have ended back to their places."""
+        listed = json.dumps(list(tags))
+        db.execute(self._sql["restore_ready"], (listed,))
+        db.execute(self._sql["restore_queues"], (time.time(), listed))
 
     def _store(self, db: sqlite3.Connection, results: Sequence[Result]) -> None:
         db.executemany(self._sql["store_result"], results)
@@ -557,21 +576,63 @@ class SQLiteEngine(Engine):
         for name in ("delete_queue", "delete_queue_bindings", "delete_lanes"):
             db.execute(self._sql[name], (queue,))
 
-    def _delete_unused(self, db: sqlite3.Connection, now: float) -> None:
+    # Workers and maintenance
+
+    def _is_alive(self, worker_id: str, slot: int, heartbeat_at: float) -> bool:
+        alive = self._connections.presence().is_alive(worker_id, slot)
+        # Somebody removed the file that would tell: killing a task that runs would be worse than
+        # to find out late.
+        return heartbeat_at > time.time() - SILENCE if alive is None else alive
+
+    def _touch_queues(self, db: sqlite3.Connection, worker_id: str) -> None:
+        """Note that the queues which the worker consumed until now were in use."""
+        for (queues,) in db.execute(self._sql["worker_queues"], (worker_id,)).fetchall():
+            db.execute(self._sql["touch_queues"], (time.time(), queues))
+
+    def _delete_unused(self, db: sqlite3.Connection, used: set[str], now: float) -> None:
         """Delete the reply queues and mailboxes whose consumers are gone, and what expired."""
-        used = {queue for worker in self.list_workers() if worker.alive for queue in worker.queues}
         idle = db.execute(self._sql["auto_delete_queues"], (now - UNUSED,)).fetchall()
         idle += db.execute(self._sql["idle_queues"], (now,)).fetchall()
         for queue in {name for (name,) in idle} - used:
             self._delete_queue(db, queue)
 
+    def _expire(self, now: float) -> None:
+        """Delete what expired, a share at a time, so that nobody waits long for the lock."""
+        deadline = time.monotonic() + CLEAN_UP
+        more = True
+        while more and time.monotonic() < deadline:
+            with self._write(durable=False) as db:
+                results = db.execute(self._sql["expire_results"], (now,)).rowcount
+                groups = db.execute(self._sql["expire_groups"], (now,)).rowcount
+                chords = db.execute(self._sql["expired_chords"], (now - KEEP,)).fetchall()
+                for (group_id,) in chords:
+                    self._drop_chord(db, group_id)
+            more = max(results, groups, len(chords)) >= SHARE
+            if more:
+                time.sleep(0.001)
+
+    def _remove_strays(self) -> None:
+        """Remove the presence files of workers that died before they were known."""
+        presence = self._connections.presence()
+        for worker_id in set(presence.list()) - {worker.id for worker in self.list_workers()}:
+            if presence.is_alive(worker_id) is False:
+                presence.remove(worker_id)
+
     # Rate limits: rows that say when a task may start next, whoever starts it
 
     def _held_back(self, db: sqlite3.Connection, intake: Intake, now: float) -> dict[str, float]:
+        """Return the tasks that may not start now, and when they may.
+
+        The last start is what is stored: a rate that is changed takes effect at once, and a
+        clock that was set back holds nothing up.
+        """
         if not intake.rates:
             return {}
         rows = db.execute(self._sql["rates"]).fetchall()
-        return {task: at for task, at in rows if at > now and task in intake.rates}
+        starts = {
+            task: at + intake.rates[task] for task, at in rows if at <= now and task in intake.rates
+        }
+        return {task: at for task, at in starts.items() if at > now}
 
     def _note_starts(
         self,
@@ -584,15 +645,19 @@ class SQLiteEngine(Engine):
             return
         tasks = {lane.id: lane.task for lane in self._lanes.select(db, intake)}
         for task in {tasks[head[2]] for head in heads} & set(intake.rates):
-            db.execute(self._sql["set_rate"], (task, now + intake.rates[task]))
+            db.execute(self._sql["set_rate"], (task, now))
 
     def _outlook(self, db: sqlite3.Connection, intake: Intake) -> float:
         """Return in how many seconds something may be claimed; zero means now."""
+        lanes = self._lanes.select(db, intake)
+        outlook = math.inf
+        if not lanes:
+            return outlook
         now = time.time()
         held_back = self._held_back(db, intake, now)
-        outlook = math.inf
-        for lane in self._lanes.select(db, intake):
-            if db.execute(self._sql["is_ready"], (lane.id,)).fetchone():
+        busy = self._busy(db)
+        for lane in lanes:
+            if lane.id in busy:
                 outlook = min(outlook, max(0.0, held_back.get(lane.task, now) - now))
             if not outlook:
                 return outlook
@@ -600,13 +665,11 @@ class SQLiteEngine(Engine):
         return outlook if due_at is None else min(outlook, max(0.0, due_at - now))
 
     def _number(self, db: sqlite3.Connection, worker_id: str) -> int:
-        number = self._numbers.get(worker_id)
-        if number is None:
-            rows = db.execute(self._sql["worker_number"], (worker_id,)).fetchall()
-            if not rows:
-                raise EngineError(f"Worker {worker_id} is not registered: call register() first.")
-            number = self._numbers[worker_id] = int(rows[0][0])
-        return number
+        # Not kept in mind: claims of a worker whose row is gone would at once count as lost.
+        rows = db.execute(self._sql["worker_number"], (worker_id,)).fetchall()
+        if not rows:
+            raise EngineError(f"Worker {worker_id} is not registered: call register() first.")
+        return int(rows[0][0])
 
     # Waking
 
@@ -623,6 +686,12 @@ class SQLiteEngine(Engine):
 
 def _delivery(row: Any) -> Delivery:
     return Delivery._make((*row[:9], bool(row[9]), row[10]))
+
+
+def _worker(row: Any, alive: bool) -> Worker:
+    id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at = row
+    known = (json.loads(queues), frozenset(json.loads(tasks)), concurrency)
+    return Worker(id, hostname, pid, *known, started_at, heartbeat_at, alive)
 
 
 def _is_expired(delivery: Delivery, now: float) -> bool:

@@ -22,6 +22,30 @@ CREATE TABLE celeriac_lanes (
     UNIQUE (queue, task)
 );
 
+-- Every process keeps the lanes in mind, and asks only whether this number is still the same.
+-- It starts at random, so that a new file in the place of an old one shows as well.
+CREATE TABLE celeriac_lanes_version (version INTEGER NOT NULL);
+INSERT INTO celeriac_lanes_version VALUES (random() >> 2);
+
+CREATE TRIGGER celeriac_lane_made AFTER INSERT ON celeriac_lanes BEGIN
+    UPDATE celeriac_lanes_version SET version = version + 1;
+END;
+CREATE TRIGGER celeriac_lane_deleted AFTER DELETE ON celeriac_lanes BEGIN
+    UPDATE celeriac_lanes_version SET version = version + 1;
+END;
+CREATE TRIGGER celeriac_queue_made AFTER INSERT ON celeriac_queues
+WHEN new.message_ttl IS NOT NULL BEGIN
+    UPDATE celeriac_lanes_version SET version = version + 1;
+END;
+CREATE TRIGGER celeriac_queue_changed AFTER UPDATE OF message_ttl ON celeriac_queues
+WHEN new.message_ttl IS NOT old.message_ttl BEGIN
+    UPDATE celeriac_lanes_version SET version = version + 1;
+END;
+CREATE TRIGGER celeriac_queue_deleted AFTER DELETE ON celeriac_queues
+WHEN old.message_ttl IS NOT NULL BEGIN
+    UPDATE celeriac_lanes_version SET version = version + 1;
+END;
+
 CREATE TABLE celeriac_messages (
     id           INTEGER PRIMARY KEY,
     lane         INTEGER NOT NULL,
@@ -83,6 +107,8 @@ CREATE TABLE celeriac_groups (
     meta       BLOB NOT NULL,
     expires_at REAL
 ) WITHOUT ROWID;
+CREATE INDEX celeriac_groups_by_expiry ON celeriac_groups (expires_at)
+    WHERE expires_at IS NOT NULL;
 
 -- Parts may come before the size is known, and each counts once, however often it runs.
 CREATE TABLE celeriac_chords (
@@ -110,8 +136,8 @@ CREATE TABLE celeriac_revoked (
 ) WITHOUT ROWID;
 
 CREATE TABLE celeriac_rates (
-    task    TEXT PRIMARY KEY,
-    next_at REAL NOT NULL                    -- no start of this task before
+    task       TEXT PRIMARY KEY,
+    started_at REAL NOT NULL                 -- when it was last handed to a claimant
 ) WITHOUT ROWID;
 
 CREATE TABLE celeriac_workers (

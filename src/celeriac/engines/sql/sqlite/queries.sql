@@ -12,13 +12,21 @@ INSERT INTO celeriac_lanes (queue, task) VALUES (:queue, :task) ON CONFLICT DO N
 SELECT l.id, l.queue, l.task, q.message_ttl
 FROM celeriac_lanes l LEFT JOIN celeriac_queues q ON q.name = l.queue;
 
--- Ids are never used twice, so a change shows in one of the two; a queue declared anew, with
--- another time to live, shows in the third.
 -- name: lanes_version
-SELECT count(*), max(id), (SELECT total(message_ttl) FROM celeriac_queues) FROM celeriac_lanes;
+SELECT version FROM celeriac_lanes_version;
 
+-- A claimed message outlives its queue, and may come back: its lane stays.
 -- name: delete_lanes
-DELETE FROM celeriac_lanes WHERE queue = ?;
+DELETE FROM celeriac_lanes WHERE queue = ? AND id NOT IN (
+    SELECT m.lane FROM celeriac_claims c JOIN celeriac_messages m ON m.id = c.id
+);
+
+-- name: delete_stray_lanes
+DELETE FROM celeriac_lanes
+WHERE queue NOT IN (SELECT name FROM celeriac_queues)
+  AND NOT EXISTS (SELECT 1 FROM celeriac_ready r WHERE r.lane = celeriac_lanes.id)
+  AND id NOT IN (SELECT lane FROM celeriac_scheduled)
+  AND id NOT IN (SELECT m.lane FROM celeriac_claims c JOIN celeriac_messages m ON m.id = c.id);
 
 -- name: insert_message
 INSERT INTO celeriac_messages
@@ -31,9 +39,16 @@ INSERT INTO celeriac_ready (lane, rank, id) VALUES (?, ?, ?);
 -- name: insert_scheduled
 INSERT INTO celeriac_scheduled (due_at, id, lane, rank) VALUES (?, ?, ?, ?);
 
--- One seek into the index: the price of asking whether there is work.
--- name: is_ready
-SELECT 1 FROM celeriac_ready WHERE lane = ? LIMIT 1;
+-- The price of asking whether there is work: one seek into the index for each lane that has
+-- some, and one for all that have none. DISTINCT would read all that waits.
+-- name: busy_lanes
+WITH RECURSIVE busy (lane) AS (
+    SELECT min(lane) FROM celeriac_ready
+    UNION ALL
+    SELECT (SELECT min(lane) FROM celeriac_ready WHERE lane > busy.lane)
+    FROM busy WHERE busy.lane IS NOT NULL
+)
+SELECT lane FROM busy WHERE lane IS NOT NULL;
 
 -- name: next_due
 SELECT min(due_at) FROM celeriac_scheduled;
@@ -72,16 +87,23 @@ DELETE FROM celeriac_messages WHERE id IN (SELECT value FROM json_each(?));
 INSERT INTO celeriac_ready (lane, rank, id)
 SELECT lane, rank, id FROM celeriac_messages WHERE id IN (SELECT value FROM json_each(?));
 
+-- A queue may have been deleted while its messages were claimed.
+-- name: restore_queues
+INSERT INTO celeriac_queues (name, used_at)
+SELECT DISTINCT l.queue, ?1 FROM celeriac_messages m JOIN celeriac_lanes l ON l.id = m.lane
+WHERE m.id IN (SELECT value FROM json_each(?2)) AND true
+ON CONFLICT DO NOTHING;
+
 -- name: mark_redelivered
 UPDATE celeriac_messages SET redelivered = 1, deaths = deaths + ?
 WHERE id IN (SELECT value FROM json_each(?));
 
 -- name: rates
-SELECT task, next_at FROM celeriac_rates;
+SELECT task, started_at FROM celeriac_rates;
 
 -- name: set_rate
-INSERT INTO celeriac_rates (task, next_at) VALUES (?, ?)
-ON CONFLICT (task) DO UPDATE SET next_at = excluded.next_at;
+INSERT INTO celeriac_rates (task, started_at) VALUES (?, ?)
+ON CONFLICT (task) DO UPDATE SET started_at = excluded.started_at;
 
 -- name: purge_ready
 DELETE FROM celeriac_ready WHERE lane IN (SELECT id FROM celeriac_lanes WHERE queue = ?)
@@ -105,6 +127,9 @@ DELETE FROM celeriac_queues WHERE name = ?;
 
 -- name: delete_queue_bindings
 DELETE FROM celeriac_bindings WHERE queue = ?;
+
+-- name: touch_queues
+UPDATE celeriac_queues SET used_at = ? WHERE name IN (SELECT value FROM json_each(?));
 
 -- name: idle_queues
 SELECT name FROM celeriac_queues WHERE expires IS NOT NULL AND used_at + expires < ?;
@@ -138,6 +163,7 @@ WHERE task_id IN (SELECT value FROM json_each(?));
 -- name: forget
 DELETE FROM celeriac_results WHERE task_id IN (SELECT value FROM json_each(?));
 
+-- A bounded share at a time, so that others can write in between.
 -- name: expire_results
 DELETE FROM celeriac_results WHERE id IN (
     SELECT id FROM celeriac_results WHERE expires_at <= ? ORDER BY expires_at LIMIT 1000
@@ -154,7 +180,9 @@ SELECT meta FROM celeriac_groups WHERE group_id = ?;
 DELETE FROM celeriac_groups WHERE group_id = ?;
 
 -- name: expire_groups
-DELETE FROM celeriac_groups WHERE expires_at <= ?;
+DELETE FROM celeriac_groups WHERE group_id IN (
+    SELECT group_id FROM celeriac_groups WHERE expires_at <= ? ORDER BY expires_at LIMIT 1000
+);
 
 -- Chords
 
@@ -197,7 +225,7 @@ DELETE FROM celeriac_chords WHERE group_id = ?;
 DELETE FROM celeriac_chord_parts WHERE group_id = ?;
 
 -- name: expired_chords
-SELECT group_id FROM celeriac_chords WHERE used_at < ?;
+SELECT group_id FROM celeriac_chords WHERE used_at < ? LIMIT 1000;
 
 -- Revocation
 
@@ -237,11 +265,14 @@ WHERE id = ? AND NOT EXISTS (SELECT 1 FROM celeriac_claims WHERE worker = number
 SELECT number FROM celeriac_workers WHERE id = ?;
 
 -- name: workers
-SELECT number, id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at
+SELECT id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at
 FROM celeriac_workers ORDER BY number;
 
+-- name: worker_queues
+SELECT queues FROM celeriac_workers WHERE id = ?;
+
 -- name: claimants
-SELECT DISTINCT c.worker, c.slot, w.id, w.hostname
+SELECT DISTINCT c.worker, c.slot, w.id, w.hostname, w.heartbeat_at
 FROM celeriac_claims c LEFT JOIN celeriac_workers w ON w.number = c.worker;
 
 -- name: held_by
@@ -255,7 +286,8 @@ ORDER BY claimed_at, id;
 SELECT q.name, (
     SELECT count(*) FROM celeriac_lanes l JOIN celeriac_ready r ON r.lane = l.id
     WHERE l.queue = q.name
-) FROM celeriac_queues q;
+) FROM celeriac_queues q
+WHERE ?1 IS NULL OR q.name IN (SELECT value FROM json_each(?1));
 
 -- name: list_tasks
 SELECT * FROM celeriac_tasks
