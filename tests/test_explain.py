@@ -12,12 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.exceptions import TimeoutError
 from flask import Flask
+from programs import Program
+from waiting import wait_until
 
 from celeriac import make_celery
 from celeriac.engines import Engine
@@ -411,3 +414,36 @@ def test_explain_of_a_result(queue_url: str) -> None:
 
     assert send(celery).explain().startswith("No worker is running, so task proj.add[id] waits")
     celery.close()
+
+
+# Real workers
+
+
+def test_real_worker_is_named(
+    queue_url: str,
+    tmp_path: Path,
+    worker: Callable[..., Program],
+    app: Celery,
+    explain: Callable[[str], Explanation],
+) -> None:
+    (tmp_path / "proj.py").write_text(
+        "import time\n"
+        "from celery import Celery\n"
+        f"app = Celery('proj', broker={queue_url!r}, backend={queue_url!r})\n"
+        "@app.task\n"
+        "def nap(seconds):\n"
+        "    time.sleep(seconds)\n"
+    )
+    worker("-A", "proj", "-Q", "mail", "-c", "1", "-n", "one@host")
+
+    app.send_task("proj.nap", (60,), task_id="elsewhere")
+    app.send_task("proj.nab", (60,), task_id="misspelt", queue="mail")
+    app.send_task("proj.nap", (0.5,), task_id="running", queue="mail")
+    wait_until(lambda: explain("running").cause is Cause.RUNNING)
+
+    assert explain("running").text.startswith("Worker one@host has task proj.nap[running]")
+    assert explain("elsewhere").text.startswith("0 of 1 live workers consume queue `celery`")
+    assert explain("misspelt").cause is Cause.NOT_REGISTERED
+    assert "They know `proj.nap`" in explain("misspelt").text
+    assert app.AsyncResult("running").get(timeout=10) is None
+    assert explain("running").cause is Cause.FINISHED
