@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from celery.bin.celery import celery as celery_program
 from click.testing import CliRunner
@@ -168,10 +170,15 @@ def test_worker_detaches(shop: Path) -> None:
 
     flask("--app", "shop:create_app", "celery", "worker", "-D", *options, cwd=shop)
 
-    wait_until(lambda: log_file.exists() and " ready." in log_file.read_text(), 20)
-    pid = int(pid_file.read_text())
-    os.kill(pid, 15)
-    wait_until(lambda: not pid_file.exists(), 20)
+    try:
+        wait_until(lambda: log_file.exists() and " ready." in log_file.read_text(), 20)
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
+        wait_until(lambda: not pid_file.exists(), 20)
+    finally:
+        # It is nobody's child, so that no fixture would find it.
+        for process in psutil.process_iter(["cmdline"]):
+            if str(pid_file) in (process.info["cmdline"] or ()):
+                process.kill()
 
 
 def test_commands_are_run_outside_of_any_context(shop: Path) -> None:
