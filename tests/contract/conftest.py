@@ -32,7 +32,9 @@ class Contract:
         self.env = {
             "CONTRACT_FOLDER": str(folder),
             "CONTRACT_URL": url,
-            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
         }
         self.program: Any = self._load()
 

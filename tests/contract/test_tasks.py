@@ -52,7 +52,11 @@ def test_bound_task_sees_its_request(tasks: Any) -> None:
     assert request["id"] == result.id == request["correlation_id"] == request["root_id"]
     assert request["task"] == "contract_program.whoami"
     assert (request["args"], request["kwargs"]) == ([1], {"a": 2})
-    assert (request["retries"], request["is_eager"], request["called_directly"]) == (0, False, False)
+    assert (request["retries"], request["is_eager"], request["called_directly"]) == (
+        0,
+        False,
+        False,
+    )
     assert request["hostname"] == "worker@contract"
     assert request["custom"] == "yes"
     info = request["delivery_info"]

@@ -16,9 +16,9 @@ from celery.concurrency import get_implementation
 from celeriac.engines import is_engine_url
 
 _POOLS = {
-    "celery.concurrency.prefork:TaskPool": "celeriac.worker.pool:ProcessPool",
-    "celery.concurrency.thread:TaskPool": "celeriac.worker.pool:ThreadPool",
-    "celery.concurrency.solo:TaskPool": "celeriac.worker.pool:SoloPool",
+    "celery.concurrency.prefork:TaskPool": "celeriac.worker.prefork:ProcessPool",
+    "celery.concurrency.thread:TaskPool": "celeriac.worker.thread:ThreadPool",
+    "celery.concurrency.solo:TaskPool": "celeriac.worker.solo:SoloPool",
 }
 
 

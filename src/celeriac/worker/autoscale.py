@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.utils.log import get_logger
 from celery.worker import autoscale
+
+from celeriac.engines import EngineError
+
+logger = get_logger(__name__)
 
 
 class Autoscaler(autoscale.Autoscaler):
@@ -15,8 +20,15 @@ class Autoscaler(autoscale.Autoscaler):
     @property
     def qty(self) -> int:
         """How many tasks run or wait, and so how many children there is work for."""
-        consumer = self.worker.consumer
+        consumer = getattr(self.worker, "consumer", None)
+        if consumer is None:  # Celery starts this thread first.
+            return int(self.processes)
         queues = consumer.app.amqp.queues.consume_from
-        waiting = sum(consumer.engine.queue_sizes(tuple(queues)).values())
+        try:
+            waiting = sum(consumer.engine.queue_sizes(tuple(queues)).values())
+        except EngineError as exc:
+            # Raised here, it would end the whole worker.
+            logger.error("%s", exc)
+            return int(self.processes)
         running = sum(activity.running for _, activity in self.pool.activities())
         return int(waiting + running)

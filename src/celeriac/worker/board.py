@@ -21,14 +21,14 @@ SLOTS = 256
 #: How many deliveries a child may have started and not completed.
 STARTED = 256
 
-# Per slot: process id; whether it runs a task now; whether it is to start no more of its batch;
-# how many deliveries it holds; how many it has started since the last completion; when it began
-# the current one, and when its soft and hard time limits end (monotonic seconds, 0 for none);
-# how many tasks it has run. Then the tags that it has started.
-_HEAD = struct.Struct("=IIIIIxxxxdddQ")
+# Per slot: process id; whether it runs a task now; the batch that it is to start no more of;
+# how many deliveries it holds; how many it has started since the last completion; the number of
+# its batch; when it began the current task, and when its soft and hard time limits end (monotonic
+# seconds, 0 for none); how many tasks it has run. Then the tags that it has started.
+_HEAD = struct.Struct("=IIIIIIdddQ")
 _TAGS = 64
 _SLOT = _TAGS + 8 * STARTED
-_PID, _RUNNING, _HALT, _HELD, _COUNT, _BEGAN, _DONE = 0, 4, 8, 12, 16, 24, 48
+_PID, _RUNNING, _HALT, _HELD, _COUNT, _BATCH, _BEGAN, _DONE = 0, 4, 8, 12, 16, 20, 24, 48
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _TIMES = struct.Struct("=ddd")
@@ -41,6 +41,8 @@ class Activity(NamedTuple):
     running: bool
     halted: bool
     held: int
+    #: Grows whenever the child claims and whenever it is through with what it claimed.
+    batch: int
     began: float
     soft_deadline: float
     hard_deadline: float
@@ -75,12 +77,13 @@ class Board:
     def enter(self, slot: int, pid: int) -> None:
         """Say that a new child works in this slot."""
         done = self.read(slot).done
-        _HEAD.pack_into(self._map, slot * _SLOT, pid, 0, 0, 0, 0, 0.0, 0.0, 0.0, done)
+        _HEAD.pack_into(self._map, slot * _SLOT, pid, 0, 0, 0, 0, 1, 0.0, 0.0, 0.0, done)
 
     def hold(self, slot: int, count: int) -> None:
-        """Say how many deliveries the child holds; none of them was started yet."""
+        """Say how many deliveries the child claimed, or with 0 that it is through with them."""
         base = slot * _SLOT
-        _U32.pack_into(self._map, base + _HALT, 0)
+        (batch,) = _U32.unpack_from(self._map, base + _BATCH)
+        _U32.pack_into(self._map, base + _BATCH, (batch + 1) & 0xFFFFFFFF or 1)
         _U32.pack_into(self._map, base + _HELD, count)
 
     def begin(self, slot: int, tag: int, began: float, soft: float, hard: float) -> bool:
@@ -94,7 +97,8 @@ class Board:
             (count,) = _U32.unpack_from(self._map, base + _COUNT)
             _U64.pack_into(self._map, base + _TAGS + 8 * count, tag)
             _U32.pack_into(self._map, base + _COUNT, count + 1)
-            if _U32.unpack_from(self._map, base + _HALT)[0]:
+            (batch,) = _U32.unpack_from(self._map, base + _BATCH)
+            if _U32.unpack_from(self._map, base + _HALT)[0] == batch:
                 _U32.pack_into(self._map, base + _COUNT, count)
                 return False
         _TIMES.pack_into(self._map, base + _BEGAN, began, soft, hard)
@@ -123,25 +127,26 @@ class Board:
 
     # The parent's side
 
-    def halt(self, slot: int) -> None:
-        """Tell the child to start no more of what it holds."""
-        _U32.pack_into(self._map, slot * _SLOT + _HALT, 1)
+    def halt(self, slot: int, batch: int) -> None:
+        """Tell the child to start no more of this batch; its next one is not concerned."""
+        _U32.pack_into(self._map, slot * _SLOT + _HALT, batch)
 
     def read(self, slot: int) -> Activity:
         """Return what the child of a slot is doing."""
         base = slot * _SLOT
-        pid, running, halt, held, count, began, soft, hard, done = _HEAD.unpack_from(
-            self._map, base
-        )
+        head = _HEAD.unpack_from(self._map, base)
+        pid, running, halt, held, count, batch, began, soft, hard, done = head
         started = struct.unpack_from(f"={min(count, STARTED)}Q", self._map, base + _TAGS)
-        return Activity(pid, bool(running), bool(halt), held, began, soft, hard, done, started)
+        halted = halt == batch
+        return Activity(pid, bool(running), halted, held, batch, began, soft, hard, done, started)
 
-    def totals(self, slots: int = SLOTS) -> dict[str, int]:
+    def totals(self) -> dict[str, int]:
         """Return how often each task was run."""
         totals = {}
+        slots = [slot for slot in range(SLOTS) if self.read(slot).done]
         for place, name in enumerate(self._names):
             total = sum(
-                _U64.unpack_from(self._map, self._counter(slot, place))[0] for slot in range(slots)
+                _U64.unpack_from(self._map, self._counter(slot, place))[0] for slot in slots
             )
             if total:
                 totals[name] = total

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from celery import Celery
 from celery.concurrency.prefork import process_destructor
 from celery.concurrency.prefork import process_initializer
 from celery.utils.log import get_logger
+from celery.worker import state
 
 from celeriac import context
 from celeriac.engines import Engine
@@ -69,11 +71,7 @@ def make_claimant(settings: Settings, slot: int, orders: Callable[[], Orders]) -
                 # The parts are counted; a worker's sweep sends the callback a little later.
                 logger.exception("The callback of chord %s could not be sent", part.group_id)
 
-    flask_app = getattr(app, "flask_app", None)
-    requests = Requests(app, engine, settings.hostname)
-    if flask_app is not None:
-        requests.app_context = lambda: context.app_context(flask_app)
-    requests.limits = settings.limits
+    requests = make_requests(settings)
     engine.attend(settings.worker_id, slot)
     board.enter(slot, os.getpid())
     return Claimant(
@@ -87,6 +85,16 @@ def make_claimant(settings: Settings, slot: int, orders: Callable[[], Orders]) -
         max_tasks=settings.max_tasks,
         may_go_on=lambda: not _is_too_big(settings.max_memory),
     )
+
+
+def make_requests(settings: Settings) -> Requests:
+    """Return what turns deliveries into outcomes for this worker's app."""
+    requests = Requests(settings.app, settings.engine, settings.hostname)
+    flask_app = getattr(settings.app, "flask_app", None)
+    if flask_app is not None:
+        requests.app_context = lambda: context.app_context(flask_app)
+    requests.limits = settings.limits
+    return requests
 
 
 def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
@@ -174,7 +182,10 @@ def _apply(old: Orders, new: Orders, app: Celery, requests: Requests) -> None:
     if new.events and not old.events:
         requests.eventer = _make_eventer(app, requests.hostname)
     elif old.events and not new.events:
+        requests.eventer.close()
+        requests.eventer.connection.release()
         requests.eventer = None
+    state.revoked_stamps.update(new.stamps)
 
 
 def _make_eventer(app: Celery, hostname: str) -> Any:
@@ -185,7 +196,9 @@ def _make_eventer(app: Celery, hostname: str) -> Any:
 
 def _soft_limit_handler(claimant: Claimant) -> Callable[[int, Any], None]:
     def raise_soft_limit(signum: int, frame: Any) -> None:
-        if claimant.current is not None:
+        # The signal may come late, and must not hit the task after the one that it is meant for.
+        if 0 < claimant.soft_deadline <= time.monotonic():
+            claimant.soft_deadline = 0.0
             raise SoftTimeLimitExceeded()
 
     return raise_soft_limit

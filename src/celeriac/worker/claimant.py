@@ -12,8 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
+from typing import Any
 from typing import NoReturn
 
 from celery.utils.log import get_logger
@@ -45,6 +47,8 @@ class Orders:
     rates: Mapping[str, float] = field(default_factory=dict)
     #: Names of tasks with new time limits: soft, hard.
     limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    #: Tasks with one of these values in one of these stamps are revoked.
+    stamps: Mapping[str, Any] = field(default_factory=dict)
     events: bool = False
     stop: bool = False
 
@@ -102,14 +106,16 @@ class Claimant:
         self._done = 0
         #: What is left of the batch: claimed and not started.
         self._rest: deque[Delivery] = deque()
-        #: The delivery being run, for those who interrupt it (time limits).
-        self.current: Delivery | None = None
+        #: When the running task's soft time limit ends (monotonic seconds); 0 for never.
+        self.soft_deadline = 0.0
+        self._soft = 0.0
 
     def loop(self) -> None:
         """Work until told to stop, or until the child's own limits are reached."""
         while not self._orders().stop and self._has_more() and self._may_go_on():
             if not self.step():
                 self.wait(1.0)
+        self._give_back()
         self._completer.close()
 
     def step(self) -> bool:
@@ -156,10 +162,10 @@ class Claimant:
         )
 
     def _run(self, deliveries: list[Delivery]) -> None:
+        self._rest = deque(deliveries)
         revoked = self._engine.revoked([delivery.task_id for delivery in deliveries])
         began = time.monotonic()
         self._board.hold(self._slot, len(deliveries))
-        self._rest = deque(deliveries)
         while self._rest and not self._orders().stop and self._start(self._rest[0]):
             self._run_one(self._rest.popleft(), revoked)
         self._board.hold(self._slot, 0)
@@ -180,25 +186,26 @@ class Claimant:
         """Note on the board that the delivery starts; say whether it may."""
         began = time.monotonic()
         limits = self._requests.prepare(delivery)
-        soft = began + limits.soft if limits.soft else 0.0
+        soft = self._soft = began + limits.soft if limits.soft else 0.0
         hard = began + limits.hard if limits.hard else 0.0
         return self._board.begin(self._slot, delivery.tag, began, soft, hard)
 
     def _run_one(self, delivery: Delivery, revoked: set[str]) -> None:
         self._completer.stand_by()
-        self.current = delivery
+        self.soft_deadline = self._soft
         try:
             outcome = self._requests.run(delivery, delivery.task_id in revoked)
         except BaseException as exc:
             self._end(exc)
         finally:
-            self.current = None
+            self.soft_deadline = 0.0
         self._board.end(self._slot, delivery.task)
         self._completer.add(outcome)
 
     def _end(self, exc: BaseException) -> NoReturn:
         """The task ends the process: record what others did, and let it."""
-        self._completer.flush()
+        with suppress(EngineError):
+            self._completer.flush()
         raise exc
 
     def _has_more(self) -> bool:

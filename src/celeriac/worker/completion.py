@@ -57,7 +57,7 @@ class Completer:
             self._oldest = time.monotonic()
         self._pending.append(outcome)
         if len(self._pending) >= LIMIT or self._is_late():
-            self.flush()
+            self._try_flush()
 
     def flush(self) -> None:
         """Record all outcomes now. If that fails they stay, and the error is raised."""
@@ -107,5 +107,5 @@ class Completer:
         try:
             self.flush()
         except EngineError as exc:
-            # The outcomes are kept, and the child's own next flush raises this again.
+            # The outcomes are kept, and the child claims nothing more before they are recorded.
             logger.error("Outcomes wait to be recorded: %s", exc)

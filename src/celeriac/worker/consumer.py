@@ -8,7 +8,6 @@ heartbeat and events, its remote control, and the care for what the dead left be
 from __future__ import annotations
 
 import os
-import signal
 import time
 import uuid
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import cast
 
 from celery import bootsteps
 from celery import Celery
+from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.utils.time import rate
 from celery.worker import consumer as stock
@@ -36,11 +36,13 @@ from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
 
 from .board import Board
+from .child import make_requests
 from .child import Settings
 from .claimant import Orders
 from .control import handlers
 from .pool import Pool
 from .redelivery import board_path
+from .redelivery import COLD_SHUTDOWN
 from .redelivery import Redelivery
 from .request import as_message
 from .request import Limits
@@ -145,8 +147,12 @@ class Consumer(stock.Consumer):
         self.id = uuid.uuid4().hex
         self.started_at = time.time()
         self._settings: Settings | None = None
+        self._requests: Requests | None = None
         self._chores: list[_Chore] = []
         super().__init__(*args, **kwargs)
+        # Celery's own looks at a picture of the worker that is drawn only on request, and lets
+        # new tasks begin meanwhile. No door: see WorkController.wait_for_soft_shutdown.
+        self.controller.wait_for_soft_shutdown = self.wait_for_soft_shutdown
 
     # Starting and stopping
 
@@ -155,13 +161,11 @@ class Consumer(stock.Consumer):
         if self._settings is not None:  # A reconnection: the children never noticed.
             return
         self.update_strategies()
-        self._settings = settings = self._make_settings()
+        # Known before there is a board: others delete the boards of those they do not know.
         self.register()
-        redelivery = Redelivery(
-            settings,
-            Requests(self.app, self.engine, self.hostname, eventer=None),
-            self.engine.folder,
-        )
+        self._settings = settings = self._make_settings()
+        self._requests = make_requests(settings)
+        redelivery = Redelivery(settings, self._requests, self.engine.folder)
         self.pool.on_death = redelivery.child_died
         self._chores = [
             _Chore(TAKE_OVER, redelivery.take_over),
@@ -194,14 +198,20 @@ class Consumer(stock.Consumer):
 
     def cancel_active_requests(self) -> None:
         """End what runs, at a cold shutdown: what is ``acks_late`` runs again elsewhere."""
-        for slot, activity in self.pool.activities():
-            if activity.running and activity.pid != os.getpid():
-                logger.warning("Ending the task of process %s (slot %s)", activity.pid, slot)
-                os.kill(activity.pid, signal.SIGKILL)
+        self.pool.end_running(COLD_SHUTDOWN)
+
+    def wait_for_soft_shutdown(self) -> None:
+        """Give running tasks some time before a cold shutdown, starting nothing more."""
+        timeout = self.app.conf.worker_soft_shutdown_timeout
+        if timeout > 0 and self.pool.is_busy():
+            logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout)
+            self.pool.finish(timeout)
 
     # The loop
 
     def _loop(self, *args: Any) -> None:
+        if self._requests is not None:
+            self._requests.eventer = self.event_dispatcher
         self.on_ready()
         while self.blueprint.state == bootsteps.RUN and self.connection:
             state.maybe_shutdown()
@@ -275,8 +285,10 @@ class Consumer(stock.Consumer):
             limits={
                 name: (task.soft_time_limit, task.time_limit)
                 for name, task in self.app.tasks.items()
-                if task.soft_time_limit or task.time_limit
+                # One that was told of is told of again when it is taken away.
+                if task.soft_time_limit or task.time_limit or name in self.pool.orders.limits
             },
+            stamps={stamp: maybe_list(value) for stamp, value in state.revoked_stamps.items()},
             events=self._wants_task_events(),
         )
 
@@ -298,6 +310,7 @@ class Consumer(stock.Consumer):
 
     def _make_settings(self) -> Settings:
         options = self.pool.options
+        recycles = self.pool.recycles
         names = sorted(self.app.tasks)
         return Settings(
             app=self.app,
@@ -307,8 +320,8 @@ class Consumer(stock.Consumer):
             board=Board(board_path(self.engine.folder, self.id), names),
             tasks=frozenset(names),
             limits=Limits(options.get("soft_timeout"), options.get("timeout")),
-            max_tasks=options.get("maxtasksperchild"),
-            max_memory=options.get("max_memory_per_child"),
+            max_tasks=options.get("maxtasksperchild") if recycles else None,
+            max_memory=options.get("max_memory_per_child") if recycles else None,
         )
 
     # What others ask
@@ -403,3 +416,5 @@ class _Chore:
             self._action()
         except EngineError as exc:
             logger.error("%s", exc)
+        except Exception:
+            logger.exception("The worker goes on after an error of its own")

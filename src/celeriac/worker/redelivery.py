@@ -9,7 +9,7 @@ the child is killed            the worker's parent    within 0.25 s  as below
 hard time limit                the worker's parent    within 0.25 s  FAILURE(TimeLimitExceeded)
 revoked with ``terminate``     the worker's parent    within 0.25 s  REVOKED
 warm shutdown (TERM)           nobody needs to        --             it finishes; the rest returns
-cold shutdown (QUIT)           the worker's parent    at once        as below
+cold shutdown (QUIT)           the worker's parent    at once        as below, but no death
 parent or machine killed       any other worker, or   within 5 s     as below
                                the next one to start
 =============================  =====================  =============  ===========================
@@ -25,14 +25,17 @@ Whoever acts on a death ends the claim first or records with it; the fence in
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from typing import NamedTuple
 
-from billiard.exceptions import Terminated
 from billiard.exceptions import WorkerLostError
+from celery import signals
 from celery.utils.log import get_logger
+from kombu.utils.encoding import ensure_bytes
 
 from celeriac.collect import collecting
 from celeriac.collect import Collector
@@ -40,8 +43,11 @@ from celeriac.engines.base import Action
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Lost
 from celeriac.engines.base import Outcome
+from celeriac.engines.base import Result
+from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
 
+from .board import Activity
 from .board import Board
 from .child import Settings
 from .request import failure
@@ -51,6 +57,11 @@ logger = get_logger(__name__)
 
 #: A message that so many workers died of is not handed out again.
 MAX_DEATHS = 3
+#: A worker that lives, but was not heard of for so long, is not waited for (seconds).
+SILENCE = 60.0
+
+COLD_SHUTDOWN = "cold shutdown"
+ITS_WORKER_DIED = "its worker died"
 
 
 class Redelivery:
@@ -64,106 +75,158 @@ class Redelivery:
     def child_died(self, slot: int, pid: int, reason: str) -> None:
         """Deal with what the dead child of a slot held."""
         settings = self._settings
-        activity = settings.board.read(slot)
-        lost = settings.engine.lost(settings.worker_id, slot)
-        self._settle(lost, activity.started, pid, reason)
+        death = Death.of(settings.board.read(slot), reason, pid)
+        self._settle(settings.engine.lost(settings.worker_id, slot), death)
         settings.board.enter(slot, 0)
 
     def take_over(self) -> None:
         """Deal with what dead workers held."""
+        engine = self._settings.engine
+        lost = engine.lost()
+        # A living worker knows better than we what its children died of, and is about to act.
+        busy = {each.id for each in engine.list_workers() if each.alive and not _is_silent(each)}
         by_place: dict[tuple[str, int], list[Lost]] = {}
-        for item in self._settings.engine.lost():
-            by_place.setdefault((item.worker_id, item.slot), []).append(item)
-        for (worker_id, slot), lost in by_place.items():
-            started, pid = self._read_board(worker_id, slot)
-            self._settle(lost, started, pid, "its worker died")
+        for item in lost:
+            if not item.hostname:
+                # A stock worker has acknowledged what it started, unless that is ``acks_late``.
+                engine.redeliver([item.delivery], died=True)
+            elif item.worker_id not in busy:
+                by_place.setdefault((item.worker_id, item.slot), []).append(item)
+        for place, items in by_place.items():
+            self._settle(items, self._read_board(*place))
         self._remove_boards()
 
-    def _settle(self, lost: Sequence[Lost], started: Sequence[int], pid: int, why: str) -> None:
+    def _settle(self, lost: Sequence[Lost], death: Death) -> None:
         """Return what was not started, and decide over what was."""
-        rest = [item.delivery for item in lost if item.delivery.tag not in started]
+        rest = [item.delivery for item in lost if item.delivery.tag not in death.started]
         if rest:
             self._settings.engine.release(rest)
         for item in lost:
-            if item.delivery.tag in started:
-                self._decide(item, pid, why)
+            if item.delivery.tag in death.started:
+                self._decide(item, death)
 
-    def _decide(self, lost: Lost, pid: int, why: str) -> None:
-        delivery = lost.delivery
-        if not delivery.task:  # No task: AMQP's rule, it is handed out again.
-            self._settings.engine.redeliver([delivery], died=True)
-        elif why.startswith("time limit "):
+    def _decide(self, lost: Lost, death: Death) -> None:
+        delivery, engine = lost.delivery, self._settings.engine
+        task = self._settings.app.tasks.get(delivery.task)
+        if task is None:
+            return  # A worker that knows the task will decide.
+        why = death.reason if delivery.tag == death.current else ITS_WORKER_DIED
+        if why.startswith("time limit "):
             self._record(delivery, lambda request: request.on_timeout(False, float(why[11:])))
         elif why.startswith("terminated "):
-            error = failure(Terminated(int(why[11:])))
-            self._record(delivery, lambda request: request.on_failure(error))
-        elif self._runs_again(delivery):
-            logger.error(
-                "Task %s[%s] is run again: process %s died (%s)",
-                delivery.task,
-                delivery.task_id,
-                pid,
-                why,
-            )
-            self._settings.engine.redeliver([delivery], died=True)
+            # Celery's request announced the revocation when it was terminated.
+            engine.complete([Outcome(delivery)])
+        elif task.acks_late and why == COLD_SHUTDOWN:
+            engine.redeliver([delivery], died=False)
+        elif self._runs_again(delivery, task):
+            name = f"{delivery.task}[{delivery.task_id}]"
+            logger.error("Task %s is run again: process %s died (%s)", name, death.pid, why)
+            engine.redeliver([delivery], died=True)
         else:
-            self._fail(lost, pid, why)
+            self._fail(lost, death.pid, why)
 
-    def _runs_again(self, delivery: Delivery) -> bool:
-        task = self._settings.app.tasks.get(delivery.task)
-        if task is None or not task.acks_late:
-            return False
+    def _runs_again(self, delivery: Delivery, task: Any) -> bool:
         # Celery's default is None: nobody said that it must not run again.
-        return task.reject_on_worker_lost is not False and delivery.deaths + 1 < MAX_DEATHS
+        may = task.acks_late and task.reject_on_worker_lost is not False
+        return may and delivery.deaths + 1 < MAX_DEATHS
 
     def _fail(self, lost: Lost, pid: int, why: str) -> None:
         delivery = lost.delivery
-        worker = f" of {lost.hostname}" if lost.hostname else ""
         times = f" It was its death no. {delivery.deaths + 1}." if delivery.deaths else ""
-        error = WorkerLostError(f"Worker exited prematurely: process {pid}{worker}, {why}.{times}")
+        place = f"process {pid} of {lost.hostname}"
+        error = WorkerLostError(f"Worker exited prematurely: {place}, {why}.{times}")
         logger.error("Task %s[%s]: %s", delivery.task, delivery.task_id, error)
         einfo = failure(error)
 
         def fail(request: Any) -> None:
-            request.task.backend.mark_as_failure(
+            task, context = request.task, request._context
+            context.args, context.kwargs, _ = request._payload
+            task.backend.mark_as_failure(
                 request.id,
                 error,
                 einfo.traceback,
-                request=request._context,
+                request=context,
                 store_result=request.store_errors,
             )
-            request.send_event("task-failed", exception=repr(error), traceback=str(einfo.traceback))
+            signals.task_failure.send(
+                sender=task,
+                task_id=request.id,
+                exception=error,
+                args=context.args,
+                kwargs=context.kwargs,
+                traceback=error.__traceback__,
+                einfo=einfo,
+            )
+            request.send_event("task-failed", exception=repr(error), traceback=einfo.traceback)
 
-        self._record(delivery, fail)
+        self._record(delivery, fail, keep_arguments=True)
 
-    def _record(self, delivery: Delivery, decide: Callable[[Any], None]) -> None:
+    def _record(
+        self,
+        delivery: Delivery,
+        decide: Callable[[Any], None],
+        *,
+        keep_arguments: bool = False,
+    ) -> None:
         """Have Celery's request decide, and record what it decides if we still may."""
         action = [Action.ACKNOWLEDGE]
         engine = self._settings.engine
         collector = Collector(engine, delivery.task_id, closing=True)
-        with collecting(collector):
-            envelope = Envelope.unpack(delivery.envelope)
-            decide(self._requests.as_request(delivery, envelope, action))
-        outcome = Outcome(
-            delivery, action[0], collector.results, collector.messages, collector.parts
-        )
+        with collecting(collector), self._requests.app_context():
+            request = self._requests.as_request(
+                delivery, Envelope.unpack(delivery.envelope), action
+            )
+            decide(request)
+        results = collector.results
+        if keep_arguments:
+            results = [self._with_arguments(each, request) for each in results]
+        outcome = Outcome(delivery, action[0], results, collector.messages, collector.parts)
         for part in engine.complete([outcome]).chords:
             self._settings.app.backend.chord_ready(part)
 
-    def _read_board(self, worker_id: str, slot: int) -> tuple[Sequence[int], int]:
+    def _with_arguments(self, result: Result, request: Any) -> Result:
+        """Return a result that tells what was lost, as ``result_extended`` has every one tell."""
+        if result.task_id != request.id:
+            return result
+        backend = self._settings.app.backend
+        args, kwargs, _ = request._payload
+        meta = backend.decode(result.meta)
+        meta.update(name=request.name, args=args, kwargs=kwargs)
+        return result._replace(meta=ensure_bytes(backend.encode(meta)))
+
+    def _read_board(self, worker_id: str, slot: int) -> Death:
         path = board_path(self._folder, worker_id)
         if not path.exists():
-            # Of a claimant without a board, say a stock worker, nothing is known: it may have
-            # started all that it held.
-            return _Everything(), 0
-        activity = Board(path).read(slot)
-        return activity.started, activity.pid
+            # Nothing is known: it may have started all that it held.
+            return Death(0, ITS_WORKER_DIED, _Everything())
+        return Death.of(Board(path).read(slot), ITS_WORKER_DIED)
 
     def _remove_boards(self) -> None:
-        alive = {w.id for w in self._settings.engine.list_workers() if w.alive}
-        for path in self._folder.glob("board-*"):
-            if path.name.removeprefix("board-") not in alive:
+        # In this order: whoever comes to have a board now was known before.
+        paths = list(self._folder.glob("board-*"))
+        known = {each.id for each in self._settings.engine.list_workers()}
+        for path in paths:
+            if path.name.removeprefix("board-") not in known:
                 path.unlink(missing_ok=True)
+
+
+class Death(NamedTuple):
+    """How a child ended."""
+
+    pid: int
+    #: In words for users; ``time limit …`` and ``terminated …`` are told apart by them.
+    reason: str
+    #: Tags of the deliveries that it started and did not complete.
+    started: Sequence[int]
+    #: The tag of the one that it was running, and that the reason is about.
+    current: int | None = None
+
+    @classmethod
+    def of(cls, activity: Activity, reason: str, pid: int = 0) -> Death:
+        """Return the death of a child that was last seen doing this."""
+        started = activity.started
+        current = started[-1] if activity.running and started else None
+        return cls(pid or activity.pid, reason, started, current)
 
 
 class _Everything(tuple[int, ...]):
@@ -171,6 +234,10 @@ class _Everything(tuple[int, ...]):
 
     def __contains__(self, tag: object) -> bool:
         return True
+
+
+def _is_silent(worker: Worker) -> bool:
+    return time.time() - worker.heartbeat_at > SILENCE
 
 
 def board_path(folder: Path, worker_id: str) -> Path:
