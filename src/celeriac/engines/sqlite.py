@@ -33,6 +33,7 @@ from .base import Delivery
 from .base import Engine
 from .base import EngineError
 from .base import FINISHED
+from .base import ITSELF
 from .base import Lost
 from .base import Message
 from .base import Outcome
@@ -50,7 +51,6 @@ from .lanes import Intake
 from .lanes import Lanes
 from .place import parse_url
 from .place import Place
-from .presence import PARENT
 from .statements import load_statements
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class SQLiteEngine(Engine):
         limit: int,
         *,
         worker: str,
-        slot: int = 0,
+        slot: int = ITSELF,
         tasks: Collection[str] | None = None,
         rates: Mapping[str, float] | None = None,
     ) -> list[Delivery]:
@@ -353,8 +353,10 @@ class SQLiteEngine(Engine):
 
     def maintain(self, now: float) -> None:
         workers = self.list_workers()
+        # What a dead worker's child still runs, or nobody has taken over yet, keeps it known.
+        claimants = {claimant for _, _, claimant, *_ in self._rows("claimants")}
         for worker in workers:
-            if not worker.alive:
+            if not worker.alive and worker.id not in claimants:
                 self.deregister(worker.id)
         used = {queue for worker in workers if worker.alive for queue in worker.queues}
         with self._write(durable=False) as db:
@@ -372,7 +374,7 @@ class SQLiteEngine(Engine):
 
     def list_workers(self) -> list[Worker]:
         return [
-            _worker(row, self._is_alive(row[0], PARENT, row[-1])) for row in self._rows("workers")
+            _worker(row, self._is_alive(row[0], ITSELF, row[-1])) for row in self._rows("workers")
         ]
 
     def list_tasks(
