@@ -19,6 +19,7 @@ import pytest
 from celery import Celery
 from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError
+from programs import Program
 from stock_worker import stock_worker
 from waiting import wait_until
 
@@ -687,3 +688,35 @@ def test_stock_worker_runs_a_task_published_through_the_engine(app: Celery, engi
     with stock_worker(app):
         engine.publish([Message("celery", envelope.pack(), body, "add", "a-task")])
         assert app.AsyncResult("a-task").get(timeout=10) == 65
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_stock_pools_acknowledge_from_other_threads(
+    pool: str,
+    tmp_path: Path,
+    queue_url: str,
+    engine: Engine,
+    app: Celery,
+    worker: Callable[..., Program],
+) -> None:
+    (tmp_path / "stock.py").write_text(
+        "from celery import Celery\n"
+        "from celery.worker.consumer import Consumer\n"
+        "class StockConsumer(Consumer):\n"
+        "    'One that the user chose is kept, and its pool with it.'\n"
+        f"app = Celery('stock', broker={queue_url!r}, backend={queue_url!r})\n"
+        "app.conf.worker_consumer = 'stock:StockConsumer'\n"
+        "@app.task\n"
+        "def early(n): return n\n"
+        "@app.task(acks_late=True)\n"
+        "def late(n): return n\n"
+    )
+    worker("-A", "stock", "-P", pool, "-c", "2")
+    started = time.monotonic()
+
+    sent = [app.send_task(f"stock.{name}", (n,)) for n in range(50) for name in ("early", "late")]
+
+    assert [result.get(timeout=15) for result in sent] == [n // 2 for n in range(100)]
+    # More than the prefetch count of 8 at a time, so a missed wake-up would cost a second each.
+    assert time.monotonic() - started < 5
+    wait_until(lambda: engine.list_tasks() == [])
