@@ -32,6 +32,10 @@ from .routing import topic_matches
 # costs 0.4 µs instead of 2.6 µs for a frozen dataclass of this size, several times per task.
 
 
+#: The slot of a worker that claims without children.
+ITSELF = -1
+
+
 class Message(NamedTuple):
     """A message on its way into one queue."""
 
@@ -237,7 +241,7 @@ class Engine(abc.ABC):
         limit: int,
         *,
         worker: str,
-        slot: int = 0,
+        slot: int = ITSELF,
         tasks: Collection[str] | None = None,
         rates: Mapping[str, float] | None = None,
     ) -> list[Delivery]:
@@ -248,7 +252,7 @@ class Engine(abc.ABC):
         tells them by their ``expires_at``.
 
         :param worker: id given to :meth:`register`.
-        :param slot: which of the worker's children claims.
+        :param slot: which of the worker's children claims, said before by :meth:`attend`.
         :param tasks: claim only these tasks, and leave others waiting; ``None`` claims all.
         :param rates: seconds between two starts of a task, over all workers.
         """

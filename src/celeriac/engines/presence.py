@@ -16,9 +16,7 @@ import time
 from pathlib import Path
 
 from .base import EngineError
-
-#: The byte of the worker's parent; slots follow.
-PARENT = -1
+from .base import ITSELF
 
 
 class Presence:
@@ -37,17 +35,17 @@ class Presence:
         """Whether this process is a worker, or works for one."""
         return bool(self._held)
 
-    def hold(self, worker_id: str, slot: int = PARENT) -> None:
+    def hold(self, worker_id: str, slot: int = ITSELF) -> None:
         """Say that this process is the worker's parent, or works in one of its slots."""
         with self._lock:
             # Only the parent makes the file: one made anew by a child, after somebody removed
             # it, would say of all others that they are dead.
-            file = self._open(worker_id, create=slot == PARENT)
+            file = self._open(worker_id, create=slot == ITSELF)
             if file is not None:
                 _lock_patiently(file, slot + 1)
             self._held.add((worker_id, slot))
 
-    def is_alive(self, worker_id: str, slot: int = PARENT) -> bool | None:
+    def is_alive(self, worker_id: str, slot: int = ITSELF) -> bool | None:
         """Say whether the process that held this place still runs.
 
         ``None`` when the worker's file is gone: then nobody can tell.
