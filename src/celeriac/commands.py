@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -28,9 +29,12 @@ def _choose_parts(sender: Any, **kwargs: Any) -> None:
 @handle_preload_options
 def explain(ctx: click.Context, task_id: str) -> None:
     """Tell why a task has not run, and what mends it."""
-    url = ctx.obj.app.conf.broker_read_url
+    app = ctx.obj.app
+    url = app.conf.broker_read_url
     if not is_engine_url(url):
         raise click.UsageError(
             f"Only the queues of Celeriac's own engines can be asked, and the broker is {url}."
         )
-    click.echo(str(explain_task(open_engine(url), task_id)))
+    # The backend knows by which command this app's worker is started.
+    ask = getattr(app.backend, "explain", None) or partial(explain_task, open_engine(url))
+    click.echo(str(ask(task_id)))

@@ -311,6 +311,8 @@ def is_busy(exc: sqlite3.Error) -> bool:
 
 def explained(exc: sqlite3.Error, place: Place) -> EngineError:
     """Return an error that says what to do about SQLite's."""
+    if isinstance(exc, (sqlite3.ProgrammingError, sqlite3.InterfaceError)):
+        raise exc  # A mistake of ours: no user can mend it, and no retry will help.
     text = str(exc)
     path = place.path
     if is_busy(exc):
