@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from celery.app import amqp
@@ -33,6 +34,11 @@ _PERSISTENT = 2
 class AMQP(amqp.AMQP):
     """Celery's message maker, that knows when a task is done and its callbacks are being sent."""
 
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that is the broker, where one is."""
+        return open_engine(self.app.conf.broker_write_url)
+
     def _retry_publish(self, publish: Any, *args: Any, **kwargs: Any) -> Any:
         """Send a callback or the next step of a chain, with the outcome of the task before it.
 
@@ -42,7 +48,7 @@ class AMQP(amqp.AMQP):
         """
         if not self.app.uses_engine:
             return super()._retry_publish(publish, *args, **kwargs)
-        collector = collect.current(open_engine(self.app.conf.broker_write_url))
+        collector = collect.current(self.engine)
         if collector is not None:
             collector.closing = True
         # Nothing to retry: what is collected here is sent when the outcome is recorded.
@@ -60,7 +66,7 @@ class EngineProducer:
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self.engine: Engine = open_engine(app.conf.broker_write_url)
+        self.engine: Engine = app.amqp.engine
         self._shared: list[Message] | None = None
 
     def __enter__(self) -> EngineProducer:
