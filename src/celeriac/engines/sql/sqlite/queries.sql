@@ -305,14 +305,15 @@ WHERE task_id <> '' AND task_id IN (SELECT value FROM json_each(:task_ids))
   AND (:status IS NULL OR status = :status)
 ORDER BY id LIMIT :limit;
 
+-- CROSS JOIN: first the few that are claimed, then their messages. SQLite thinks of the reverse.
 -- name: list_claimed_tasks
-SELECT t.* FROM celeriac_claims c JOIN celeriac_tasks t ON t.id = c.id
+SELECT t.* FROM celeriac_claims c CROSS JOIN celeriac_tasks t ON t.id = c.id
 WHERE (:worker IS NULL OR t.worker = :worker)
   AND (:queues IS NULL OR t.queue IN (SELECT value FROM json_each(:queues)))
 ORDER BY t.id LIMIT :limit;
 
 -- name: list_scheduled_tasks
-SELECT t.* FROM celeriac_scheduled s JOIN celeriac_tasks t ON t.id = s.id
+SELECT t.* FROM celeriac_scheduled s CROSS JOIN celeriac_tasks t ON t.id = s.id
 WHERE (:worker IS NULL OR t.worker = :worker)
   AND (:queues IS NULL OR t.queue IN (SELECT value FROM json_each(:queues)))
 ORDER BY s.due_at, s.id LIMIT :limit;
