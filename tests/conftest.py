@@ -40,13 +40,15 @@ def no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_other_celery_app() -> Iterator[None]:
-    """Let no test see the Celery app that another one made current, or its shared tasks."""
-    shared, default = set(_state._on_app_finalizers), _state.default_app
-    current = _state._tls.current_app
+    """Let no test see the Celery app that another one made current, or its shared tasks.
+
+    A program that lasts for the whole session is no test's current app, either.
+    """
+    shared = set(_state._on_app_finalizers)
+    _state.default_app = _state._tls.current_app = None
     yield
     _state._on_app_finalizers.intersection_update(shared)
-    _state.default_app = default
-    _state._tls.current_app = current
+    _state.default_app = _state._tls.current_app = None
 
 
 @pytest.fixture(autouse=True)
