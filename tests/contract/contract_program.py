@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,6 +29,7 @@ flask_app.config["CELERY"] = {
     "result_extended": True,
     "task_send_sent_event": True,
     "task_routes": {"contract_program.elsewhere": {"queue": "elsewhere"}},
+    **json.loads(os.environ.get("CONTRACT_CONF", "{}")),
 }
 celery = make_celery(flask_app)
 
@@ -66,6 +69,11 @@ def fail(message: str = "no") -> None:
 def nap(seconds: float) -> str:
     time.sleep(seconds)
     return "slept"
+
+
+@celery.task
+def growing(megabytes: int) -> int:
+    return len(bytearray(megabytes * 1024 * 1024))
 
 
 @celery.task
@@ -149,9 +157,31 @@ def late(x: int) -> int:
 
 @celery.task
 def waiting(key: str) -> str:
-    journal("waiting", key)
+    journal("waiting", key, os.getpid())
     wait_for(key)
     return key
+
+
+@celery.task(bind=True, acks_late=True)
+def late_waiting(self: Any, key: str) -> str:
+    journal("waiting", key, os.getpid())
+    wait_for(key)
+    return "redelivered" if self.request.delivery_info["redelivered"] else "first"
+
+
+@celery.task(bind=True, acks_late=True)
+def late_killing(self: Any) -> None:
+    journal("killing", self.request.id)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@celery.task
+def deaf() -> None:
+    while True:
+        try:
+            time.sleep(10)
+        except SoftTimeLimitExceeded:
+            pass
 
 
 @celery.task(rate_limit="10/s")

@@ -1,0 +1,109 @@
+"""A program with a task for each promise that Celery makes, and its workers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from celery import _state
+from programs import celery_command
+from programs import Program
+from waiting import wait_until
+
+HERE = Path(__file__).parent / "contract"
+#: The same promises kept by Celery itself: ``CELERIAC_TEST_REFERENCE=redis://… pytest``.
+REFERENCE = os.environ.get("CELERIAC_TEST_REFERENCE")
+
+
+class Contract:
+    """The program as its caller sees it, with what it wrote into its journal."""
+
+    def __init__(self, folder: Path, url: str, pool: str) -> None:
+        self.folder, self.url, self.pool = folder, url, pool
+        self.env = {
+            "CONTRACT_FOLDER": str(folder),
+            "CONTRACT_URL": url,
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
+        }
+        self._started = 0
+        self.program: Any = self._load()
+
+    def start(
+        self,
+        *options: str,
+        name: str = "worker",
+        conf: Mapping[str, Any] | None = None,
+        ready: Path | None = None,
+    ) -> Program:
+        """Start a worker and wait until it is ready.
+
+        :param conf: more settings.
+        :param ready: the file that says so, if that is not its output.
+        """
+        command = celery_command(
+            "-A", "contract_program", "worker", "-n", f"{name}@contract", "-l", "INFO", *options
+        )
+        log_path = self.folder / f"{name}-{self._started}.out"
+        self._started += 1
+        env = {**self.env, "CONTRACT_CONF": json.dumps(conf or {})}
+        started = Program(command, log_path=log_path, cwd=self.folder, env=env)
+        if ready is None:
+            started.wait_for_log(" ready.")
+        else:
+            wait_until(lambda: ready.exists() and " ready." in ready.read_text())
+        return started
+
+    def journal(self, *words: object) -> list[list[str]]:
+        """Return the words of each line of the journal that has all of ``words``."""
+        path = self.folder / "journal"
+        lines = path.read_text().splitlines() if path.exists() else []
+        wanted = set(map(str, words))
+        return [line.split() for line in lines if wanted <= set(line.split())]
+
+    def new_key(self) -> str:
+        """Return the name of something that no other test waits for or writes."""
+        return uuid.uuid4().hex[:8]
+
+    def let_go(self, key: str) -> None:
+        """Let the tasks that wait for ``key`` end."""
+        (self.folder / key).touch()
+
+    def wait_for(self, *words: object, timeout: float = 5.0) -> list[str]:
+        """Wait for a line with all of ``words`` in the journal, and return its words."""
+        return wait_until(
+            lambda: self.journal(*words), timeout, message=lambda: f"{words} in the journal"
+        )[0]
+
+    def _load(self) -> ModuleType:
+        shared = set(_state._on_app_finalizers)
+        os.environ.update({name: self.env[name] for name in ("CONTRACT_FOLDER", "CONTRACT_URL")})
+        try:
+            path = HERE / "contract_program.py"
+            spec = importlib.util.spec_from_file_location("contract_program", path)
+            assert spec is not None and spec.loader is not None
+            program = importlib.util.module_from_spec(spec)
+            sys.modules["contract_program"] = program
+            spec.loader.exec_module(program)
+            program.celery.finalize()
+            return program
+        finally:
+            # Or the next app of this process would have the tasks of this one.
+            _state._on_app_finalizers.intersection_update(shared)
+            del os.environ["CONTRACT_FOLDER"], os.environ["CONTRACT_URL"]
+
+
+def make_contract(folder: Path, pool: str) -> Contract:
+    """Return a contract over a queue of its own."""
+    if pool == "reference":
+        assert REFERENCE is not None
+        return Contract(folder, REFERENCE, pool)
+    return Contract(folder, f"sqlite:///{folder}/queue.sqlite3?durability=normal", pool)
