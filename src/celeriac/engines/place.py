@@ -20,6 +20,8 @@ from .base import EngineError
 
 #: The file used when a URL names none.
 DEFAULT_NAME = "celeriac.sqlite3"
+#: Where Linux tells what is mounted; absent elsewhere.
+MOUNTS = Path("/proc/self/mountinfo")
 
 _NETWORK = frozenset(
     "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph glusterfs lustre ncpfs sshfs fuse.sshfs "
@@ -82,24 +84,25 @@ def _is_seconds(value: str) -> bool:
     return value.replace(".", "", 1).isdecimal()
 
 
-def prepare(place: Place) -> None:
+def prepare(place: Place, mounts: Path = MOUNTS) -> None:
     """Make the file (mode 0600) and the folder beside it (0700), if they do not exist.
 
-    :raises EngineConfigurationError: when they can not be made, or not be used.
+    :raises EngineError: when they can not be made, or not be used.
     """
-    parent = place.path.parent
-    if not parent.is_dir():
-        raise EngineConfigurationError(
-            f"The folder {parent} of the queue file does not exist. Create it, or name another "
-            "file in broker_url."
-        )
-    _refuse_network(place.path)
+    _refuse_network(place.path, mounts)
     try:
         _make(place.path)
         place.folder.mkdir(mode=0o700, exist_ok=True)
     except IsADirectoryError:
         raise EngineConfigurationError(
             f"{place.path} is a folder, and the queue needs a file. Name a file in broker_url."
+        ) from None
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        if os.path.isdir(place.path.parent):
+            raise unwritable(place, exc) from exc
+        raise EngineConfigurationError(
+            f"The folder {place.path.parent} of the queue file does not exist. Create it, or name "
+            "another file in broker_url."
         ) from None
     except OSError as exc:
         raise unwritable(place, exc) from exc
@@ -146,15 +149,15 @@ def _make(path: Path) -> None:
         os.unlink(name)
 
 
-def _refuse_network(path: Path) -> None:
-    kind = file_system(path)
+def _refuse_network(path: Path, mounts: Path) -> None:
+    kind = file_system(path, mounts)
     if kind in _NETWORK:
         raise EngineConfigurationError(
             f"The queue file {path} is on a network file system ({kind}). {_ADVICE}"
         )
 
 
-def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+def file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
     """Return the type of the file system that ``path`` is on; ``None`` where it is not told."""
     try:
         lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
