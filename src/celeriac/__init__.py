@@ -15,6 +15,7 @@ it, for application factories. Everything else is Celery.
 #   config.py       Flask's config → Celery's settings
 #   context.py      the app context around a whole task
 #   publish.py      the short way from apply_async() to the queue
+#   control.py      revocations that outlast the workers
 #   transport.py    the long way: a kombu transport over an engine
 #   backend.py      the result backend over an engine
 #   worker/         claim, run, complete; what happens when a worker dies

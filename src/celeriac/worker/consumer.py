@@ -54,6 +54,8 @@ logger = get_logger(__name__)
 HEARTBEAT = 5.0
 #: Seconds between two looks for what dead workers left behind.
 TAKE_OVER = 2.0
+#: Seconds between two refreshments of Celery's picture of the worker.
+PICTURE = 2.0
 #: Seconds between two clean-ups.
 MAINTENANCE = 30.0
 #: A chord complete for so long whose callback was not sent is taken up (seconds).
@@ -170,6 +172,8 @@ class Consumer(stock.Consumer):
         self._chores = [
             _Chore(TAKE_OVER, redelivery.take_over),
             _Chore(HEARTBEAT, lambda: self.engine.heartbeat(self.id)),
+            # Celery's heartbeat events tell how much runs and ran.
+            _Chore(PICTURE, self.refresh_state),
             _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
             _Chore(CHORD, self._dispatch_chords),
         ]
