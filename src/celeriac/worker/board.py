@@ -66,8 +66,11 @@ class Board:
         size = SLOTS * (_SLOT + 8 * len(self._names))
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(file).st_size < size:
-                os.truncate(file, size)
+            missing = size - os.fstat(file).st_size
+            if missing > 0:
+                # Written, not truncated: touching a page for which a full disk has no room would
+                # kill the process.
+                os.pwrite(file, bytes(missing), size - missing)
             self._map = mmap.mmap(file, 0)
         finally:
             os.close(file)
