@@ -108,10 +108,7 @@ class _Pidbox(pidbox.Pidbox):
 
     def on_message(self, body: Any, message: Any) -> None:
         self.c.refresh_state()
-        try:
-            super().on_message(body, message)
-        finally:
-            self.c.send_orders()
+        super().on_message(body, message)
 
 
 class Loop(bootsteps.StartStopStep):

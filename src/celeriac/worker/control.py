@@ -6,6 +6,7 @@ All other commands are Celery's own: they read its picture of the worker, which
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from celery.worker import control
 
 def handlers(stock: Mapping[str, Any]) -> dict[str, Any]:
     """Return the commands of a worker: Celery's, with ours in their places."""
-    return {
+    commands = {
         **stock,
         "scheduled": _scheduled,
         "dump_schedule": _scheduled,
@@ -23,6 +24,19 @@ def handlers(stock: Mapping[str, Any]) -> dict[str, Any]:
         "terminate": _terminate,
         "active_queues": _active_queues,
     }
+    return {name: _obeyed(command) for name, command in commands.items()}
+
+
+def _obeyed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the command, with the children told of its effects before it is answered."""
+
+    def obey(state: Any, **arguments: Any) -> Any:
+        try:
+            return command(state, **arguments)
+        finally:
+            state.consumer.send_orders()
+
+    return obey
 
 
 def _scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:

@@ -21,9 +21,11 @@ from celery import Celery
 from celery import signals
 from celery.app.task import Context
 from celery.app.trace import LOG_RECEIVED
+from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.request import Request
+from kombu.compression import decompress
 from kombu.message import Message as KombuMessage
 from kombu.serialization import loads
 from kombu.serialization import prepare_accept_content
@@ -125,8 +127,33 @@ class Requests:
             retval, info, runtime, retstr = trace(delivery.task_id, args, kwargs, context)
         if info is None:
             self._send_event(delivery, "task-succeeded", result=retstr, runtime=runtime)
+            return
+        request = self.as_request(delivery, envelope, action)
+        if isinstance(info.retval, Reject):
+            self._reject(request, info.retval, retval)
         else:
-            self.as_request(delivery, envelope, action).on_failure(retval, return_ok=True)
+            request.on_failure(retval, return_ok=True)
+
+    def _reject(self, request: Request, exc: Reject, einfo: ExceptionInfo) -> None:
+        """Reject the message. The task fails, unless it is to run again.
+
+        Celery does the same since 5.7. Before, the task would stay PENDING for ever.
+        """
+        if not exc.requeue:
+            self._app.backend.mark_as_failure(
+                request.id, exc, request=request._context, store_result=request.store_errors
+            )
+            signals.task_failure.send(
+                sender=request.task,
+                task_id=request.id,
+                exception=exc,
+                args=request.args,
+                kwargs=request.kwargs,
+                traceback=einfo.traceback,
+                einfo=einfo,
+            )
+            request.send_event("task-failed", exception=repr(exc), traceback=einfo.traceback)
+        request.reject(requeue=exc.requeue)
 
     def _announce(self, delivery: Delivery, envelope: Envelope) -> None:
         """Tell the log, the signal's receivers and the monitors, where there are any."""
@@ -148,9 +175,13 @@ class Requests:
             request.send_event("task-received", **_received(request))
 
     def _decode(self, delivery: Delivery, envelope: Envelope) -> tuple[Any, Any, Any]:
+        body: Any = delivery.body
+        compression = envelope.headers.get("compression")
+        if compression:
+            body = decompress(body, compression)
         # The stubs of kombu do not know that both may be missing.
         kind = cast("tuple[str, str]", (envelope.content_type, envelope.content_encoding))
-        args, kwargs, embed = loads(delivery.body, *kind, accept=self._accept)
+        args, kwargs, embed = loads(body, *kind, accept=self._accept)
         return args, kwargs, embed or {}
 
     def _context(
