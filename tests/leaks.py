@@ -15,7 +15,7 @@ from waiting import wait_until
 
 #: What ends by itself gets so many seconds.
 GRACE = 2.0
-#: Process ids of what fixtures of the whole session started.
+#: Process ids of what fixtures of the whole session started; their children last like them.
 LASTING: set[int] = set()
 
 #: Written by pytest itself.
@@ -98,7 +98,14 @@ def _environment() -> dict[str, str]:
 
 def _children() -> list[psutil.Process]:
     found = psutil.Process().children(recursive=True)
-    return [child for child in found if child.pid not in LASTING]
+    return [child for child in found if not _is_lasting(child)]
+
+
+def _is_lasting(process: psutil.Process) -> bool:
+    try:
+        return not LASTING.isdisjoint({process.pid, *(each.pid for each in process.parents())})
+    except psutil.Error:  # It just ended.
+        return True
 
 
 def _open_databases() -> set[str]:

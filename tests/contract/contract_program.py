@@ -190,6 +190,11 @@ def limited() -> float:
 
 
 @celery.task
+def now() -> float:
+    return time.time()
+
+
+@celery.task
 def elsewhere() -> str:
     return "elsewhere"
 
