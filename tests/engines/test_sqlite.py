@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from contextlib import contextmanager
@@ -242,7 +243,7 @@ def test_claiming_costs_the_same_however_much_waits(engine: SQLiteEngine) -> Non
 def test_a_writer_waits_for_another_programs_lock(engine: SQLiteEngine, queue_path: Path) -> None:
     with locked(queue_path) as other, ThreadPoolExecutor(1) as thread:
         published = thread.submit(publish, engine, "a")
-        with pytest.raises(TimeoutError):
+        with pytest.raises(futures.TimeoutError):
             published.result(0.1)
         other.execute("COMMIT")
         published.result(5)
@@ -276,7 +277,7 @@ def test_a_reader_waits_while_another_process_has_the_file_for_itself(
         other.execute("DELETE FROM celeriac_revoked")
         with ThreadPoolExecutor(1) as thread:
             read = thread.submit(engine.queue_sizes)
-            with pytest.raises(TimeoutError):
+            with pytest.raises(futures.TimeoutError):
                 read.result(0.1)
             other.close()
             assert read.result(5) == {"q": 1}
@@ -690,6 +691,19 @@ def test_a_file_of_a_newer_version_is_refused(engine: SQLiteEngine, queue_path: 
     )
     with closing(sqlite3.connect(queue_path)) as db:
         db.execute(f"PRAGMA user_version = {newest}")
+
+
+def test_a_sqlite_that_is_too_old_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+
+    with pytest.raises(EngineError) as caught:
+        SQLiteEngine(url).queue_sizes()
+
+    assert str(caught.value) == (
+        "This Python has SQLite 3.34.1, and the queue needs 3.35.0 or newer. Use a newer build of "
+        "Python, or another broker."
+    )
 
 
 def test_another_programs_database_is_refused_and_left_as_it_is(queue_path: Path, url: str) -> None:
