@@ -1,7 +1,7 @@
 """The result of a task, which can say why it is not there yet.
 
 What :meth:`.Task.delay` returns. Everything but :meth:`AsyncResult.explain` and a warning is
-Celery's.
+Celery's, and so is :meth:`AsyncResult.exists` from Celery 5.7 on.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 from typing import TYPE_CHECKING
 from typing import TypeVar
+
+from celery import states
 
 from . import stock
 from .engines import is_engine_url
@@ -29,6 +31,16 @@ class AsyncResult(stock.AsyncResult[T]):
             return super().get(*args, **kwargs)
 
         wait = get
+
+    def exists(self) -> bool:
+        """Say whether the task is known, which one that is ``PENDING`` need not be.
+
+        With a result backend other than an engine of Celeriac's, what waits or runs is not known.
+        """
+        backend: Any = self.backend
+        if not hasattr(backend, "task_result_exists"):  # Before Celery 5.7.
+            return bool(self.state != states.PENDING)
+        return bool(backend.task_result_exists(self.id))
 
     def explain(self) -> str:
         """Say what the task waits for, or what became of it, and the command that mends it.

@@ -8,6 +8,7 @@ from datetime import timedelta
 from datetime import timezone
 from typing import Any
 
+import celery
 import pytest
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
@@ -131,6 +132,8 @@ def test_ignore_leaves_the_state_as_it_is(tasks: Any) -> None:
 
 
 def test_rejected_message_fails(tasks: Any, contract: Any) -> None:
+    if contract.pool == "reference" and celery.VERSION < (5, 7):
+        pytest.skip("Celery leaves it PENDING")
     result = tasks.rejecting.delay(requeue=False)
 
     wait_until(lambda: contract.journal("rejecting", result.id), SOON)

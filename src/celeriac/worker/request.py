@@ -134,7 +134,7 @@ class Requests:
         else:
             request.on_failure(retval, return_ok=True)
 
-    def _reject(self, request: Request, exc: Reject, einfo: ExceptionInfo) -> None:
+    def _reject(self, request: Request, exc: Any, einfo: ExceptionInfo) -> None:
         """Reject the message. The task fails, unless it is to run again.
 
         Celery does the same since 5.7. Before, the task would stay PENDING for ever.
