@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from celery.exceptions import TaskRevokedError
 from contracts import Contract
+from programs import celery_command
 from programs import Program
+from programs import run
 from waiting import wait_until
 
 from celeriac.engines import Engine
@@ -126,3 +130,32 @@ def test_worker_in_a_folder_without_instance_folder(
 
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
     assert not os.listdir(tmp_path).count("celerybeat-schedule")
+
+
+def test_task_revoked_while_no_worker_runs_never_starts(
+    tasks: Any, contract: Contract, start: Start
+) -> None:
+    key = contract.new_key()
+    result = tasks.note.delay(key)
+
+    result.revoke()
+    start("-c", "1")
+
+    with pytest.raises(TaskRevokedError, match="revoked"):
+        result.get(timeout=SOON)
+    assert not contract.journal(key)
+
+
+def test_worker_that_can_not_write_says_so_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "queue.sqlite3").write_bytes(b"This is no database, but long enough for one." * 99)
+    (tmp_path / "program.py").write_text(
+        "from celery import Celery\n"
+        f"app = Celery('program', broker='sqlite:///{tmp_path}/queue.sqlite3')\n"
+    )
+
+    done = run(celery_command("-A", "program", "worker"), cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"The worker can not start. The queue file {tmp_path}/queue.sqlite3 is")
+    assert "Traceback" not in done.stderr

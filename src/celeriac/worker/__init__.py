@@ -13,7 +13,9 @@ from typing import Any
 
 from celery.concurrency import get_implementation
 
+from celeriac.engines import EngineConfigurationError
 from celeriac.engines import is_engine_url
+from celeriac.engines import open_engine
 
 _POOLS = {
     "celery.concurrency.prefork:TaskPool": "celeriac.worker.prefork:ProcessPool",
@@ -34,6 +36,16 @@ def choose_parts(sender: Any, **kwargs: Any) -> None:
     ours = _POOLS.get(f"{pool.__module__}:{pool.__qualname__}")
     if ours is None or sender.consumer_cls != "celery.worker.consumer:Consumer":
         return
+    _check(sender.app.conf.broker_read_url)
     sender.pool_cls = get_implementation(ours)
     sender.consumer_cls = "celeriac.worker.consumer:Consumer"
     sender.autoscaler_cls = "celeriac.worker.autoscale:Autoscaler"
+
+
+def _check(url: str) -> None:
+    """End with a sentence, rather than later with a traceback, where the engine can not work."""
+    try:
+        open_engine(url).list_workers()
+    except EngineConfigurationError as exc:
+        # Celery lets nothing else out of a signal's receiver.
+        raise SystemExit(f"The worker can not start. {exc}") from None
