@@ -2,8 +2,9 @@
 
 Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction over the
 statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is how a thread gets its connection
-and how a fork is survived; :mod:`.lanes` is what a claim may choose from; and what belongs to the
-machine rather than the file, who sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
+and how a fork is survived; :mod:`.choice` is what a claim takes, and :mod:`.lanes` what it takes
+from; and what belongs to the machine rather than the file, who sleeps and who lives, is in
+:mod:`.bell` and :mod:`.presence`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
-from itertools import islice
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from typing import TypeVar
@@ -44,6 +43,7 @@ from .base import Worker
 from .bell import mask
 from .bell import MESSAGES
 from .bell import RESULTS
+from .choice import Choice
 from .connections import Connections
 from .connections import explained
 from .connections import patiently
@@ -83,6 +83,7 @@ class SQLiteEngine(Engine):
         self._sql = load_statements("sqlite")
         self._insert_sql = self._sql["insert_message"]
         self._lanes = Lanes(self._sql)
+        self._choice = Choice(self._sql, self._lanes)
         # The workers that this process introduced, in case their rows get lost.
         self._introduced: dict[str, Worker] = {}
 
@@ -113,12 +114,12 @@ class SQLiteEngine(Engine):
             return []
         intake = Intake.of(queues, tasks, rates)
         # Looking costs no lock, so idle workers do not stand in the way of those who write.
-        if self._read(lambda db: self._outlook(db, intake)) > 0:
+        if self._read(lambda db: self._choice.outlook(db, intake)) > 0:
             return []
         with self._write(durable=False) as db:
             now = time.time()
-            self._take_due(db, now)
-            heads = self._heads(db, intake, limit, now)
+            self._choice.take_due(db, now)
+            heads = self._choice.heads(db, intake, limit, now)
             return self._claim(db, heads, self._number(db, worker), slot, now)
 
     def complete(self, outcomes: Sequence[Outcome]) -> Completion:
@@ -167,7 +168,7 @@ class SQLiteEngine(Engine):
         intake = Intake.of(queues, tasks, rates)
 
         def outlook() -> float:
-            return self._read(lambda db: self._outlook(db, intake))
+            return self._read(lambda db: self._choice.outlook(db, intake))
 
         with self._connections.sleeper() as sleeper:
             if place is not None:
@@ -458,41 +459,6 @@ class SQLiteEngine(Engine):
         db.executemany(self._sql["insert_ready"], ready)
         db.executemany(self._sql["insert_scheduled"], scheduled)
 
-    def _take_due(self, db: sqlite3.Connection, now: float) -> None:
-        ((due_at,),) = db.execute(self._sql["next_due"])
-        if due_at is not None and due_at <= now:
-            due = db.execute(self._sql["take_due"], (now,)).fetchall()
-            db.executemany(self._sql["insert_ready"], due)
-
-    def _busy(self, db: sqlite3.Connection) -> set[int]:
-        """Return the ids of the lanes in which something waits."""
-        return {lane for (lane,) in db.execute(self._sql["busy_lanes"])}
-
-    def _heads(
-        self, db: sqlite3.Connection, intake: Intake, limit: int, now: float
-    ) -> list[tuple[int, int, int]]:
-        """Choose up to ``limit`` messages: queues take turns, the best of each first."""
-        turns: dict[str, list[tuple[int, int, int]]] = {}
-        held_back = self._held_back(db, intake, now)
-        limited: dict[str, list[tuple[int, int, str, int]]] = {}
-        busy = self._busy(db)
-        for lane in self._lanes.select(db, intake):
-            if lane.id not in busy or lane.task in held_back:
-                continue
-            if lane.task in intake.rates:
-                rows = db.execute(self._sql["head"], (lane.id, 1)).fetchall()
-                found = limited.setdefault(lane.task, [])
-                found += [(rank, tag, lane.queue, lane.id) for rank, tag in rows]
-                continue
-            rows = db.execute(self._sql["head"], (lane.id, limit)).fetchall()
-            turns.setdefault(lane.queue, []).extend((rank, tag, lane.id) for rank, tag in rows)
-        # One start of each of these tasks, whichever of its queues it comes from.
-        for rank, tag, queue, lane_id in (min(found) for found in limited.values() if found):
-            turns.setdefault(queue, []).append((rank, tag, lane_id))
-        heads = list(islice(_in_turns(turns), limit))
-        self._note_starts(db, intake, heads, now)
-        return [(lane, rank, tag) for rank, tag, lane in heads]
-
     def _claim(
         self,
         db: sqlite3.Connection,
@@ -620,52 +586,6 @@ class SQLiteEngine(Engine):
             if presence.is_alive(worker_id) is False:
                 presence.remove(worker_id)
 
-    # Rate limits: rows that say when a task may start next, whoever starts it
-
-    def _held_back(self, db: sqlite3.Connection, intake: Intake, now: float) -> dict[str, float]:
-        """Return the tasks that may not start now, and when they may.
-
-        The last start is what is stored: a rate that is changed takes effect at once, and a
-        clock that was set back holds nothing up.
-        """
-        if not intake.rates:
-            return {}
-        rows = db.execute(self._sql["rates"]).fetchall()
-        starts = {
-            task: at + intake.rates[task] for task, at in rows if at <= now and task in intake.rates
-        }
-        return {task: at for task, at in starts.items() if at > now}
-
-    def _note_starts(
-        self,
-        db: sqlite3.Connection,
-        intake: Intake,
-        heads: list[tuple[int, int, int]],
-        now: float,
-    ) -> None:
-        if not intake.rates:
-            return
-        tasks = {lane.id: lane.task for lane in self._lanes.select(db, intake)}
-        for task in {tasks[head[2]] for head in heads} & set(intake.rates):
-            db.execute(self._sql["set_rate"], (task, now))
-
-    def _outlook(self, db: sqlite3.Connection, intake: Intake) -> float:
-        """Return in how many seconds something may be claimed; zero means now."""
-        lanes = self._lanes.select(db, intake)
-        outlook = math.inf
-        if not lanes:
-            return outlook
-        now = time.time()
-        held_back = self._held_back(db, intake, now)
-        busy = self._busy(db)
-        for lane in lanes:
-            if lane.id in busy:
-                outlook = min(outlook, max(0.0, held_back.get(lane.task, now) - now))
-            if not outlook:
-                return outlook
-        ((due_at,),) = db.execute(self._sql["next_due"])
-        return outlook if due_at is None else min(outlook, max(0.0, due_at - now))
-
     def _number(self, db: sqlite3.Connection, worker_id: str) -> int:
         # Not kept in mind: claims of a worker whose row is gone would at once count as lost.
         rows = db.execute(self._sql["worker_number"], (worker_id,)).fetchall()
@@ -698,17 +618,3 @@ def _worker(row: Any, alive: bool) -> Worker:
 
 def _is_expired(delivery: Delivery, now: float) -> bool:
     return delivery.expires_at is not None and delivery.expires_at <= now
-
-
-def _in_turns(
-    turns: dict[str, list[tuple[int, int, int]]],
-) -> Iterator[tuple[int, int, int]]:
-    """Yield from each queue in turn, within a queue by rank and age.
-
-    The first turn goes to a queue drawn by lot, so that claims of one are fair as well.
-    """
-    queues = [sorted(heads) for heads in turns.values() if heads]
-    if len(queues) == 1:
-        return iter(queues[0])
-    random.shuffle(queues)
-    return (head for turn in zip_longest(*queues) for head in turn if head is not None)
