@@ -94,10 +94,9 @@ class Completer:
             self._thread.start()
 
     def _watch(self) -> None:
-        while True:
+        # Asked after each clear(), which may have swallowed the call of close().
+        while not self._closed:
             self._waiting.wait()
-            if self._closed:
-                return
             time.sleep(WINDOW)
             self._waiting.clear()
             if self._pending:
