@@ -390,15 +390,18 @@ class Consumer(stock.Consumer):
             info.deaths > 0,
             None,
         )
-        return Request(
-            as_message(delivery, Envelope.unpack(info.envelope)),
-            app=self.app,
-            hostname=self.hostname,
-            task=self.app.tasks[info.task],
-            eventer=self.event_dispatcher,
-            on_ack=lambda *_: None,
-            on_reject=lambda *_: None,
-        )
+        try:
+            return Request(
+                as_message(delivery, Envelope.unpack(info.envelope)),
+                app=self.app,
+                hostname=self.hostname,
+                task=self.app.tasks[info.task],
+                eventer=self.event_dispatcher,
+                on_ack=lambda *_: None,
+                on_reject=lambda *_: None,
+            )
+        except Exception:  # Its headers are nonsense; what else runs is to be seen all the same.
+            return None
 
 
 class _Chore:

@@ -39,6 +39,7 @@ from kombu.utils.encoding import ensure_bytes
 
 from celeriac.collect import collecting
 from celeriac.collect import Collector
+from celeriac.engines import EngineError
 from celeriac.engines.base import Action
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Lost
@@ -173,10 +174,16 @@ class Redelivery:
         engine = self._settings.engine
         collector = Collector(engine, delivery.task_id, closing=True)
         with collecting(collector), self._requests.app_context():
-            request = self._requests.as_request(
-                delivery, Envelope.unpack(delivery.envelope), action
-            )
-            decide(request)
+            try:
+                request = self._requests.as_request(
+                    delivery, Envelope.unpack(delivery.envelope), action
+                )
+                decide(request)
+            except EngineError:
+                raise
+            except Exception as exc:  # It would end this worker, and the next that takes it over.
+                self._requests.refuse(delivery, exc)
+                keep_arguments = False
         results = collector.results
         if keep_arguments:
             results = [self._with_arguments(each, request) for each in results]

@@ -88,8 +88,9 @@ class Requests:
         """
         try:
             self._envelope = Envelope.unpack(delivery.envelope)
-            hard, soft = self._envelope.headers.get("timelimit") or (None, None)
-        except (ValueError, TypeError, AttributeError) as exc:
+            limits = self._envelope.headers.get("timelimit") or (None, None)
+            hard, soft = [None if limit is None else float(limit) for limit in limits]
+        except Exception as exc:  # Strangers can publish, too; here it would end the child.
             self._envelope = exc
             return Limits(None, None)
         task = self._app.tasks[delivery.task]
@@ -108,7 +109,7 @@ class Requests:
                     raise self._envelope
                 self._execute(delivery, self._envelope, revoked, action)
             except Exception as exc:  # A message that Celery can not even look at.
-                self._refuse(delivery, exc)
+                self.refuse(delivery, exc)
         return Outcome(delivery, action[0], collector.results, collector.messages, collector.parts)
 
     def _execute(
@@ -118,6 +119,9 @@ class Requests:
         if revoked or expired or state.revoked_stamps:
             if self._is_called_off(delivery, envelope, revoked):
                 return
+        if envelope.headers.get("eta") or envelope.headers.get("expires"):
+            # Refuses what is no time, whether or not anybody is told of the task below.
+            self.as_request(delivery, envelope, action)
         self._announce(delivery, envelope)
         args, kwargs, embed = self._decode(delivery, envelope)
         context = self._context(delivery, envelope, args, kwargs, embed)
@@ -209,7 +213,8 @@ class Requests:
             state.revoked.add(delivery.task_id)
         return bool(request.revoked())
 
-    def _refuse(self, delivery: Delivery, exc: Exception) -> None:
+    def refuse(self, delivery: Delivery, exc: Exception) -> None:
+        """Have the task fail whose message Celery can not even look at."""
         logger.exception("Task %s[%s] can not be run", delivery.task, delivery.task_id)
         self._app.backend.mark_as_failure(delivery.task_id, exc)
 
