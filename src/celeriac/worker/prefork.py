@@ -93,10 +93,12 @@ class _Process:
         """Return the exit code, negative for a signal, once it is dead."""
         if self._code is None and self._process.exitcode is not None:
             self._code = self._process.exitcode
-            os.close(self._pipe)
-            self._unsent = b""
             self._process.join()
         return self._code
+
+    def close(self) -> None:
+        """Forget a dead child. Until then its pipe is kept, so that its number stays its own."""
+        os.close(self._pipe)
 
 
 class ProcessPool(Pool):
@@ -201,7 +203,8 @@ class ProcessPool(Pool):
                 continue
             # While this fails, the dead child keeps its slot, and what it holds.
             self.on_death(slot, child.pid, child.why(code))
-            self._children.pop(slot, None)
+            del self._children[slot]
+            child.close()
             self._leaving.discard(slot)
         while len(self._children) - len(self._leaving) < self.limit and not self.orders.stop:
             self.add_child()
