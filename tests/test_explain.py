@@ -22,6 +22,7 @@ from flask import Flask
 from programs import Program
 from waiting import wait_until
 
+from celeriac import Celeriac
 from celeriac import make_celery
 from celeriac.engines import Engine
 from celeriac.engines import open_engine
@@ -286,8 +287,8 @@ def test_unknown(explain: Callable[[str], Explanation]) -> None:
     assert explanation.cause is Cause.UNKNOWN
     assert explanation.in_vain
     assert str(explanation) == (
-        "No task id is known here: it was never sent to this broker, or its result has expired, "
-        "was forgotten or is not kept."
+        "No task id is known here: it was never sent to this broker, comes later in a chain or "
+        "chord, or its result has expired, was forgotten or is not kept."
     )
 
 
@@ -313,6 +314,22 @@ def test_command_of_an_app_made_by_a_factory(queue_url: str) -> None:
     explanation = celery.backend.explain("id")
 
     assert explanation.command == "flask --app site_from_factory celery worker"
+    celery.close()
+
+
+def test_command_of_an_app_whose_factory_has_it_from_a_variable(
+    queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flask_app = Flask(__name__)
+    flask_app.config["CELERY"] = {"broker_url": queue_url}
+    celery = Celeriac()
+    monkeypatch.setattr(sys.modules[__name__], "celery_of_factory", celery, raising=False)
+    celery.init_app(flask_app)
+    send(celery)
+
+    assert celery.backend.explain("id").command == f"flask --app {__name__} celery worker"
+    monkeypatch.setattr(sys.modules[__name__], "flask_of_factory", flask_app, raising=False)
+    assert celery.backend.explain("id").command == f"celery -A {__name__}.celery_of_factory worker"
     celery.close()
 
 
@@ -413,6 +430,22 @@ def test_explain_of_a_result(queue_url: str) -> None:
     celery = make_celery(flask_app)
 
     assert send(celery).explain().startswith("No worker is running, so task proj.add[id] waits")
+    celery.close()
+
+
+def test_explain_of_the_last_result_of_a_chain(queue_url: str) -> None:
+    flask_app = Flask("proj")
+    flask_app.config["CELERY"] = {"broker_url": queue_url}
+    celery = make_celery(flask_app)
+    add = celery.signature("proj.add", (1, 2))
+
+    last = (add | add).apply_async()
+
+    assert last.explain() == (
+        f"Task {last.id} comes after another. No worker is running, so task "
+        f"proj.add[{last.parent.id}] waits in queue `celery`. Start one with: "
+        "flask --app proj celery worker"
+    )
     celery.close()
 
 

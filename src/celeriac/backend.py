@@ -282,6 +282,19 @@ class EngineBackend(_BaseBackend):  # type: ignore[misc]
         """Say why the task has not finished, or that it has."""
         return explain(self.engine, task_id, ignored=ignored, program=_program(self.app))
 
+    def explain_result(self, result: Any, *, ignored: bool = False) -> Explanation:
+        """Say why the task has not finished; of a later part of a canvas, what it comes after."""
+        own = self.explain(result.id, ignored=ignored)
+        if own.cause is not Cause.UNKNOWN:
+            return own
+        for task_id in islice(_lineage(result), 1, LOOKED_AT):
+            earlier = self.explain(task_id)
+            failed = self.get_state(task_id) in states.PROPAGATE_STATES
+            if failed or earlier.cause not in (Cause.UNKNOWN, Cause.FINISHED):
+                text = f"Task {result.id} comes after another. {earlier.text}"
+                return earlier._replace(text=text)
+        return own
+
     def explain_wait(self, task_ids: Iterable[str]) -> Explanation | None:
         """Say why waiting for these, or the first of many, is in vain, if it is for any.
 
@@ -536,6 +549,9 @@ def _program(app: Any) -> Program:
         main = Path(getattr(sys.modules["__main__"], "__file__", None) or "your_application").stem
     module = sys.modules.get(app.main or "")
     names = [name for name, value in vars(module).items() if value is app] if module else []
-    if not names and getattr(app, "flask_app", None) is not None:
+    flask_app = getattr(app, "flask_app", None)
+    # One that no variable holds comes from a factory, which `-A` does not call.
+    by_import = names and any(value is flask_app for value in vars(module).values())
+    if flask_app is not None and not by_import:
         return Program(f"flask --app {main} celery", queue)
     return Program(f"celery -A {main}.{names[0] if names else 'celery'}", queue)

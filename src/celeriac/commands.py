@@ -31,6 +31,10 @@ def explain(ctx: click.Context, task_id: str) -> None:
     """Tell why a task has not run, and what mends it."""
     app = ctx.obj.app
     url = app.conf.broker_read_url
+    if not url:
+        raise click.UsageError(
+            "No broker is known, so say whose: celery -A your_application.celery explain …"
+        )
     if not is_engine_url(url):
         raise click.UsageError(
             f"Only the queues of Celeriac's own engines can be asked, and the broker is {url}."

@@ -142,8 +142,8 @@ def _not_stored(task_id: str, result: Result | None) -> Explanation:
         return Explanation(Cause.RUNNING, f"Task {task_id} was started: {result.state}.")
     return Explanation(
         Cause.UNKNOWN,
-        f"No task {task_id} is known here: it was never sent to this broker, or its result has "
-        "expired, was forgotten or is not kept.",
+        f"No task {task_id} is known here: it was never sent to this broker, comes later in a "
+        "chain or chord, or its result has expired, was forgotten or is not kept.",
     )
 
 

@@ -48,6 +48,6 @@ class AsyncResult(stock.AsyncResult[T]):
         With a broker other than an engine of Celeriac's nothing is known but the state.
         """
         backend: Any = self.backend
-        if is_engine_url(self.app.conf.broker_url) and hasattr(backend, "explain"):
-            return str(backend.explain(self.id, ignored=bool(self.ignored)))
+        if is_engine_url(self.app.conf.broker_url) and hasattr(backend, "explain_result"):
+            return str(backend.explain_result(self, ignored=bool(self.ignored)))
         return f"Task {self.id} is {self.state}, which is all that its result backend tells."
