@@ -282,12 +282,14 @@ def test_events_tell_the_life_of_a_task(tasks: Any, control: Any) -> None:
     def life(result: Any) -> list[str]:
         # In the order of their times, as monitors do: each process sends on its own.
         mine = [each for each in seen if each.get("uuid") == result.id]
-        return [each["type"][5:] for each in sorted(mine, key=lambda each: each["timestamp"])]
+        steps = [each["type"][5:] for each in sorted(mine, key=lambda each: each["timestamp"])]
+        # Celery tells that it sent a task after it did so, and a worker may be quicker.
+        assert "sent" in steps
+        return [step for step in steps if step != "sent"]
 
-    assert life(succeeding) == ["sent", "received", "started", "succeeded"]
-    assert life(failing) == ["sent", "received", "started", "failed"]
-    steps = "received started retried received started succeeded".split()
-    assert [step for step in life(retrying) if step != "sent"] == steps
+    assert life(succeeding) == ["received", "started", "succeeded"]
+    assert life(failing) == ["received", "started", "failed"]
+    assert life(retrying) == "received started retried received started succeeded".split()
     assert life(revoked)[-1] == "revoked"
     (succeeded,) = [each for each in seen if each["type"] == "task-succeeded"][:1]
     assert {"hostname", "uuid", "result", "runtime", "pid", "clock"} <= succeeded.keys()

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 #: How many children a worker may have.
 SLOTS = 256
+#: The slot under which the parent is woken.
+PARENT = SLOTS
 #: How many deliveries a child may have started and not completed.
 STARTED = 256
 
@@ -63,7 +65,9 @@ class Board:
         self._lock = threading.Lock()
         self._names = list(names)
         self._index = {name: place for place, name in enumerate(self._names)}
-        size = SLOTS * (_SLOT + 8 * len(self._names))
+        #: Where it says whether the parent looks often.
+        self._watch = SLOTS * (_SLOT + 8 * len(self._names))
+        size = self._watch + _U32.size
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             missing = size - os.fstat(file).st_size
@@ -117,6 +121,10 @@ class Board:
         if place is not None:
             self._add(self._counter(slot, place))
 
+    def is_watched(self) -> bool:
+        """Say whether the parent looks often; if not, it must be woken to notice anything."""
+        return bool(_U32.unpack_from(self._map, self._watch)[0])
+
     def recorded(self, slot: int, count: int) -> None:
         """Say that the first ``count`` of those that were started are recorded."""
         base = slot * _SLOT
@@ -129,6 +137,10 @@ class Board:
             _U32.pack_into(self._map, base + _COUNT, started - count)
 
     # The parent's side
+
+    def watch(self, often: bool) -> None:
+        """Say whether the parent looks often from now on."""
+        _U32.pack_into(self._map, self._watch, often)
 
     def halt(self, slot: int, batch: int) -> None:
         """Tell the child to start no more of this batch; its next one is not concerned."""

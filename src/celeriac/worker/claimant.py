@@ -25,6 +25,7 @@ from celeriac.engines import EngineError
 from celeriac.engines.base import Delivery
 
 from .board import Board
+from .board import PARENT
 from .completion import Completer
 from .completion import LIMIT
 from .request import Requests
@@ -166,6 +167,9 @@ class Claimant:
         revoked = self._engine.revoked([delivery.task_id for delivery in deliveries])
         began = time.monotonic()
         self._board.hold(self._slot, len(deliveries))
+        if len(deliveries) > 1 and not self._board.is_watched():
+            # If the first takes long, the parent is to hand the others out.
+            self._engine.wake(self._worker_id, PARENT)
         while self._rest and not self._orders().stop and self._start(self._rest[0]):
             self._run_one(self._rest.popleft(), revoked)
         self._board.hold(self._slot, 0)

@@ -36,6 +36,7 @@ from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
 
 from .board import Board
+from .board import PARENT
 from .child import make_requests
 from .child import Settings
 from .claimant import Orders
@@ -106,6 +107,10 @@ class _Pidbox(pidbox.Pidbox):
         super().__init__(c)
         self.node.handlers = handlers(self.node.handlers)
 
+    def start(self, c: Any) -> None:
+        super().start(c)
+        c.mailbox = tuple(queue.name for queue in self.consumer.queues)
+
     def on_message(self, body: Any, message: Any) -> None:
         self.c.refresh_state()
         super().on_message(body, message)
@@ -148,6 +153,8 @@ class Consumer(stock.Consumer):
         self._settings: Settings | None = None
         self._requests: Requests | None = None
         self._chores: list[_Chore] = []
+        #: The queues of remote control.
+        self.mailbox: tuple[str, ...] = ()
         super().__init__(*args, **kwargs)
         # Celery's own looks at a picture of the worker that is drawn only on request, and lets
         # new tasks begin meanwhile. No door: see WorkController.wait_for_soft_shutdown.
@@ -223,8 +230,11 @@ class Consumer(stock.Consumer):
             self._drain(nap)
 
     def _drain(self, timeout: float) -> None:
+        """Sleep until there is mail, a child wakes us or the time is over; read the mail."""
+        if timeout:
+            self.engine.wait_for_messages(self.mailbox, timeout, place=(self.id, PARENT))
         try:
-            self.connection.drain_events(timeout=timeout or 0.001)
+            self.connection.drain_events(timeout=0.001)
         except TimeoutError:
             pass
 

@@ -23,9 +23,10 @@ from .claimant import Orders
 
 #: A batch whose current task runs longer than this is handed to others (seconds).
 STUCK = 0.02
-#: Seconds between two looks at the board, while something runs and while nothing does. The
-#: second is how long others may at worst wait for what stands behind a slow task.
-LOOK = (0.02, 0.05)
+#: Seconds between two looks at the board while something runs.
+LOOK = 0.02
+#: The same while nothing runs. A child that then claims several at once wakes its parent.
+LOOK_IDLE = 0.25
 #: Time that the store buffers of other processors surely need to drain (seconds); see
 #: :meth:`Board.begin`.
 SETTLE = 0.001
@@ -66,7 +67,13 @@ class Pool(BasePool):
     def tick(self) -> float:
         """Look after the children; return in how many seconds to look again."""
         self.release_stuck()
-        return LOOK[0] if self.is_busy() else LOOK[1]
+        watch = self.ready().board.watch
+        # Said before the look that it depends on: a child that begins after it wakes us.
+        watch(False)
+        if not self.is_busy():
+            return LOOK_IDLE
+        watch(True)
+        return LOOK
 
     def is_busy(self) -> bool:
         """Say whether a task runs."""

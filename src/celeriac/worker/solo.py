@@ -7,9 +7,11 @@ from typing import Any
 
 from .child import make_claimant
 from .claimant import Claimant
-from .pool import LOOK
 from .pool import Pool
 from .pool import stopping
+
+#: How long remote control may at worst wait for a worker that has nothing to do (seconds).
+LOOK_SOLO = 0.1
 
 
 class SoloPool(Pool):
@@ -38,7 +40,7 @@ class SoloPool(Pool):
         claimant = self._claimant
         # One batch takes a few milliseconds, unless a task takes longer, which is what solo means.
         if claimant is not None and not claimant.step():
-            claimant.wait(LOOK[1])
+            claimant.wait(LOOK_SOLO)
         return 0.0
 
     def on_stop(self) -> None:
