@@ -1,0 +1,105 @@
+"""Parts of the worker whose mistakes need too much luck to show in a whole one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from celeriac.worker.board import Board
+from celeriac.worker.child import _Pipe
+from celeriac.worker.child import _soft_limit_handler
+from celeriac.worker.child import encode_orders
+from celeriac.worker.claimant import Claimant
+from celeriac.worker.claimant import Orders
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    board = Board(tmp_path / "board", ["add", "mul"])
+    board.enter(0, 1234)
+    yield board
+    board.close()
+
+
+def begin(board: Board, tag: int) -> bool:
+    return board.begin(0, tag, time.monotonic(), 0.0, 0.0)
+
+
+def test_halted_batch_goes_no_further(board: Board) -> None:
+    board.hold(0, 3)
+    assert begin(board, 7)
+
+    board.halt(0, board.read(0).batch)
+
+    assert not begin(board, 8)
+    assert board.read(0).started == (7,)
+
+
+def test_halt_of_a_batch_does_not_meet_the_next(board: Board) -> None:
+    board.hold(0, 3)
+    seen = board.read(0).batch
+    board.hold(0, 0)
+    board.hold(0, 2)
+
+    board.halt(0, seen)
+
+    assert begin(board, 9)
+    assert not board.read(0).halted
+
+
+def test_board_forgets_what_is_recorded_in_order(board: Board) -> None:
+    board.hold(0, 3)
+    for tag in (1, 2, 3):
+        begin(board, tag)
+        board.end(0, "add")
+
+    board.recorded(0, 2)
+
+    assert board.read(0).started == (3,)
+    assert board.totals() == {"add": 3}
+
+
+def test_next_child_of_a_slot_goes_on_counting(board: Board) -> None:
+    board.hold(0, 1)
+    begin(board, 1)
+    board.end(0, "mul")
+
+    board.enter(0, 1235)
+
+    assert (board.read(0).pid, board.read(0).started) == (1235, ())
+    assert board.totals() == {"mul": 1}
+
+
+def test_orders_larger_than_a_pipe_arrive_piece_by_piece() -> None:
+    reading, writing = os.pipe()
+    pipe = _Pipe(reading)
+    orders = Orders(("celery",), limits={f"task-{i}": (1.0, None) for i in range(5000)})
+    line = encode_orders(orders)
+
+    for start in range(0, len(line), 50_000):
+        assert pipe.newest() == Orders()
+        os.write(writing, line[start : start + 50_000])
+        pipe.newest()
+
+    assert pipe.newest() == orders
+    os.close(writing)
+    assert pipe.newest().stop
+    os.close(reading)
+
+
+@pytest.mark.parametrize(("ends_in", "raises"), [(-1.0, True), (60.0, False), (None, False)])
+def test_late_soft_limit_spares_the_next_task(ends_in: float | None, raises: bool) -> None:
+    claimant = Claimant.__new__(Claimant)
+    claimant.soft_deadline = 0.0 if ends_in is None else time.monotonic() + ends_in
+    handle = _soft_limit_handler(claimant)
+
+    if raises:
+        with pytest.raises(SoftTimeLimitExceeded):
+            handle(0, None)
+    # Once is enough, and not at all for a task whose time is not over.
+    handle(0, None)
