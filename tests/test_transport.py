@@ -17,6 +17,7 @@ from typing import Any
 import kombu
 import pytest
 from celery import Celery
+from celery.worker.consumer import Consumer
 from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError
 from programs import Program
@@ -711,12 +712,16 @@ def test_stock_pools_acknowledge_from_other_threads(
         "@app.task(acks_late=True)\n"
         "def late(n): return n\n"
     )
+    # Celery's consumer puts what threads acknowledge aside before 5.7, for 2 s each time.
+    is_prompt = pool == "prefork" or hasattr(Consumer, "call_soon_ack")
+    rounds = 50 if is_prompt else 10
     worker("-A", "stock", "-P", pool, "-c", "2")
     started = time.monotonic()
 
-    sent = [app.send_task(f"stock.{name}", (n,)) for n in range(50) for name in ("early", "late")]
+    names = ("early", "late") * rounds
+    sent = [app.send_task(f"stock.{name}", (n,)) for n, name in enumerate(names)]
 
-    assert [result.get(timeout=15) for result in sent] == [n // 2 for n in range(100)]
+    assert [result.get(timeout=15) for result in sent] == list(range(2 * rounds))
     # More than the prefetch count of 8 at a time, so a missed wake-up would cost a second each.
-    assert time.monotonic() - started < 5
+    assert not is_prompt or time.monotonic() - started < 5
     wait_until(lambda: engine.list_tasks() == [])

@@ -208,6 +208,9 @@ class Consumer(stock.Consumer):
         """End what runs, at a cold shutdown: what is ``acks_late`` runs again elsewhere."""
         self.pool.end_running(COLD_SHUTDOWN)
 
+    #: What Celery 5.5 calls it.
+    cancel_all_unacked_requests = cancel_active_requests
+
     def wait_for_soft_shutdown(self) -> None:
         """Give running tasks some time before a cold shutdown, starting nothing more."""
         timeout = self.app.conf.worker_soft_shutdown_timeout
