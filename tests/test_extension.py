@@ -450,6 +450,20 @@ def test_argument_that_json_can_not_hold_is_named(
         assert isinstance(caught.value, TypeError)
 
 
+def test_argument_without_a_name_of_its_own_is_named_by_its_place(app: Flask) -> None:
+    celery = make_celery(app)
+
+    @celery.task(name="tasks.total")
+    def total(name: str, *parts: Any) -> None: ...
+
+    with pytest.raises(ArgumentError) as caught:
+        total.delay("x", 1, {2})
+
+    assert str(caught.value) == (
+        "argument 'parts[1]' of tasks.total is a set, which JSON cannot hold: pass list(parts[1])."
+    )
+
+
 def test_argument_of_a_later_step_is_named(app: Flask) -> None:
     celery = make_celery(app)
 

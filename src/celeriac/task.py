@@ -183,13 +183,14 @@ def _named(
     task: celery.Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any]]:
     """Give the arguments the names that the task's function has for them."""
-    parameters = [
-        parameter.name
-        for parameter in inspect.signature(task.run).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
+    names, rest = [], "args"
+    for parameter in inspect.signature(task.run).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            rest = parameter.name
     for index, value in enumerate(args):
-        yield parameters[index] if index < len(parameters) else str(index), value
+        yield names[index] if index < len(names) else f"{rest}[{index - len(names)}]", value
     yield from kwargs.items()
 
 
