@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .base import EngineError
@@ -70,7 +71,8 @@ class Presence:
         with self._lock:
             file = self._open(worker_id)
             if file is not None:
-                os.pwrite(file, struct.pack("=I", number), 4 * slot)
+                with suppress(OSError):  # A full disk: it is woken late, as without a bell.
+                    os.pwrite(file, struct.pack("=I", number), 4 * slot)
 
     def bell_slot(self, worker_id: str, slot: int) -> int | None:
         """Return what :meth:`sleeps_on` noted."""

@@ -110,6 +110,9 @@ def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:
+        # Nobody else would tell: what follows leaves without a word.
+        logger.critical("The child ends after an error of its own", exc_info=True)
     finally:
         process_destructor(os.getpid(), code)
         settings.engine.close()
