@@ -445,3 +445,27 @@ def test_brokers_of_kombu_are_let_through(url: str, app: Flask) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert make_celery(app).conf.broker_url == url
+
+
+@pytest.mark.parametrize("url", ["/tmp/queue.db", "./queue.db", ":memory:"])
+def test_path_that_is_no_url_is_refused(url: str) -> None:
+    app = Flask("program")
+    app.config["CELERY_BROKER_URL"] = url
+
+    with pytest.raises(ImproperlyConfigured) as caught:
+        make_celery(app)
+
+    assert str(caught.value) == (
+        f"broker_url is {url!r}, which is no URL. For a queue file write sqlite:///name.sqlite3, "
+        "which is in the instance folder, or sqlite:////absolute/path.sqlite3."
+    )
+
+
+def test_empty_url_is_as_good_as_none(tmp_path: Path) -> None:
+    app = Flask("program", instance_path=str(tmp_path))
+    app.config.update(CELERY_BROKER_URL="", CELERY_RESULT_BACKEND="")
+
+    celery = make_celery(app)
+
+    assert celery.conf.broker_url == f"sqlite:///{tmp_path}/celeriac.sqlite3"
+    assert celery.conf.result_backend == celery.conf.broker_url

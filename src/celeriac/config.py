@@ -79,6 +79,9 @@ class _Given(NamedTuple):
     rank: int
 
 
+_URLS = frozenset({"broker_url", "broker_read_url", "broker_write_url", "result_backend"})
+
+
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return Celery's settings among the keys of a Flask config, under their new names.
 
@@ -95,7 +98,13 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"{first.spelling} and {given.spelling} set {given.name} to different values: "
                 f"{first.spelling} is used. Remove the other."
             )
-    return {name: given.value for name, given in found.items()}
+    # What a deployment leaves empty (CELERY_BROKER_URL=) is not given: Celery would take an empty
+    # URL for a RabbitMQ on this machine.
+    return {name: given.value for name, given in found.items() if not _is_empty_url(given)}
+
+
+def _is_empty_url(given: _Given) -> bool:
+    return given.value == "" and given.name in _URLS
 
 
 def setting_name(spelling: str) -> str:
@@ -345,11 +354,20 @@ def _given_url(settings: Mapping[str, Any], name: str) -> Any:
     return os.environ.get(f"CELERY_{name.upper()}") or settings.get(name)
 
 
+def _refuse_path(name: str, url: Any) -> None:
+    if isinstance(url, str) and (url.startswith(("/", ".")) or ":memory:" in url):
+        raise ImproperlyConfigured(
+            f"{name} is {url!r}, which is no URL. For a queue file write sqlite:///name.sqlite3, "
+            "which is in the instance folder, or sqlite:////absolute/path.sqlite3."
+        )
+
+
 def _check_url(name: str, url: Any, known: Iterable[str]) -> None:
     if is_engine_url(url):
         open_engine(url)
         return
     if not isinstance(url, str) or "://" not in url:
+        _refuse_path(name, url)
         return
     scheme = _scheme(url)
     if scheme not in known and "." not in scheme:

@@ -65,6 +65,9 @@ IN_VAIN = frozenset(
         Cause.NOT_REGISTERED,
         Cause.RESULT_IGNORED,
         Cause.UNKNOWN,
+        # A worker records these within milliseconds; seen twice, there is none that could.
+        Cause.REVOKED,
+        Cause.EXPIRED,
     }
 )
 
@@ -122,8 +125,8 @@ def explain(
     if info.status == "claimed":
         return _claimed(info, engine.list_workers())
     return (
-        _unserved(info, engine.list_workers(), program or Program())
-        or _called_off(engine, info)
+        _called_off(engine, info)
+        or _unserved(info, engine.list_workers(), program or Program())
         or _waiting(engine, info)
     )
 
