@@ -118,3 +118,15 @@ def test_inspect_leaves_out_what_it_can_not_read(send: Any, tasks: Any, start: S
     (scheduled,) = tasks.celery.control.inspect(timeout=5).scheduled().values()
 
     assert [each["request"]["id"] for each in scheduled] == [good.id]
+
+
+def test_commands_that_are_nonsense_are_refused(send: Any, tasks: Any, start: Start) -> None:
+    start("-c", "1")
+    control = tasks.celery.control
+
+    (limited,) = control.time_limit("contract_program.add", hard=[1], soft="a", reply=True)
+    (consuming,) = control.add_consumer(5, reply=True)
+
+    assert limited["worker@contract"]["error"] == "time limits are seconds, as numbers"
+    assert consuming["worker@contract"]["error"] == "the name of a queue is a text"
+    assert send("add", 1, 2).get(timeout=SOON) == 3

@@ -23,6 +23,8 @@ def handlers(stock: Mapping[str, Any]) -> dict[str, Any]:
         "revoke": _revoke,
         "terminate": _terminate,
         "active_queues": _active_queues,
+        "time_limit": _time_limit,
+        "add_consumer": _add_consumer,
     }
     return {name: _obeyed(command) for name, command in commands.items()}
 
@@ -59,3 +61,18 @@ def _terminate(state: Any, signal: Any, task_id: Any, **kwargs: Any) -> Any:
 def _active_queues(state: Any) -> list[dict[str, Any]]:
     queues = state.app.amqp.queues.consume_from.values()
     return [dict(queue.as_dict(recurse=True)) for queue in queues]
+
+
+# Celery takes what it is told; a child that then obeyed nonsense would end, and so the next.
+
+
+def _time_limit(state: Any, hard: Any = None, soft: Any = None, **kwargs: Any) -> Any:
+    if not all(limit is None or isinstance(limit, (int, float)) for limit in (hard, soft)):
+        return control.nok("time limits are seconds, as numbers")
+    return control.time_limit(state, hard=hard, soft=soft, **kwargs)
+
+
+def _add_consumer(state: Any, queue: Any, **kwargs: Any) -> Any:
+    if not isinstance(queue, str):
+        return control.nok("the name of a queue is a text")
+    return control.add_consumer(state, queue, **kwargs)
