@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ from programs import Program
 
 # Fast and safe enough: a test does not lose power.
 DURABILITY = "durability=normal"
+
+
+def pytest_configure() -> None:
+    """Let programs be interrupted: a shell has what it runs in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
