@@ -272,21 +272,21 @@ def test_higher_priority_comes_first(tasks: Any, contract: Any) -> None:
     if contract.pool == "reference":
         pytest.skip("Redis has it the other way round")
     key = contract.new_key()
-    # Both of the worker's hands are full.
-    held = [tasks.waiting.delay(key), tasks.waiting.delay(key)]
-    wait_until(lambda: contract.journal("waiting", key), SOON)
-    if contract.pool != "solo":
-        wait_until(lambda: len(contract.journal("waiting", key)) == 2, SOON)
+    # All hands of the worker are full, and one gets free: two would race each other.
+    keys = [key] if contract.pool == "solo" else [key, contract.new_key()]
+    held = [tasks.waiting.delay(each) for each in keys]
+    for each in keys:
+        contract.wait_for("waiting", each)
 
     for priority in (1, 9, 5):
-        tasks.note.apply_async((contract_line := f"{key}-{priority}",), priority=priority)
+        tasks.note.apply_async((f"{key}-{priority}",), priority=priority)
     contract.let_go(key)
-    wait_until(lambda: contract.journal(f"{key}-1"), SOON)
+    contract.wait_for(f"{key}-1")
 
-    assert contract_line
     order = [line[0] for line in contract.journal() if line[0].startswith(f"{key}-")]
-    assert order[0] == f"{key}-9"
-    for result in held:
+    assert order == [f"{key}-9", f"{key}-5", f"{key}-1"]
+    for each, result in zip(keys, held, strict=True):
+        contract.let_go(each)
         result.get(timeout=SOON)
 
 
