@@ -371,7 +371,7 @@ class SQLiteEngine(Engine):
 
     def queue_sizes(self, queues: Sequence[str] | None = None) -> dict[str, int]:
         names = None if queues is None else json.dumps(list(queues))
-        return dict(self._rows("queue_sizes", (names,)))
+        return dict(self._rows("queue_sizes", {"queues": names}))
 
     def list_workers(self) -> list[Worker]:
         return [

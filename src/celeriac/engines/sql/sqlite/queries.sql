@@ -90,8 +90,8 @@ SELECT lane, rank, id FROM celeriac_messages WHERE id IN (SELECT value FROM json
 -- A queue may have been deleted while its messages were claimed.
 -- name: restore_queues
 INSERT INTO celeriac_queues (name, used_at)
-SELECT DISTINCT l.queue, ?1 FROM celeriac_messages m JOIN celeriac_lanes l ON l.id = m.lane
-WHERE m.id IN (SELECT value FROM json_each(?2)) AND true
+SELECT DISTINCT l.queue, ? FROM celeriac_messages m JOIN celeriac_lanes l ON l.id = m.lane
+WHERE m.id IN (SELECT value FROM json_each(?)) AND true
 ON CONFLICT DO NOTHING;
 
 -- name: mark_redelivered
@@ -287,7 +287,7 @@ SELECT q.name, (
     SELECT count(*) FROM celeriac_lanes l JOIN celeriac_ready r ON r.lane = l.id
     WHERE l.queue = q.name
 ) FROM celeriac_queues q
-WHERE ?1 IS NULL OR q.name IN (SELECT value FROM json_each(?1));
+WHERE :queues IS NULL OR q.name IN (SELECT value FROM json_each(:queues));
 
 -- name: list_tasks
 SELECT * FROM celeriac_tasks
