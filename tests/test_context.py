@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flask_sqlalchemy
+import kombu.pools
 import pytest
 from celery import signals
 from flask import current_app
@@ -258,6 +259,7 @@ def test_worker_runs_whole_tasks_in_a_context(
     client.close()
     if broker == "redis":  # Celery leaves these connections to the garbage collector.
         client.backend.client.connection_pool.disconnect()
+        kombu.pools.reset()
 
 
 # After a fork

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -358,16 +359,16 @@ def test_waiting_in_vain_ends_when_it_no_longer_is(
 ) -> None:
     result = send(app)
 
+    def run() -> None:
+        (delivery,) = engine.claim(["celery"], 1, worker=work())
+        meta = b'{"status": "SUCCESS", "result": 3, "task_id": "id"}'
+        engine.complete([Outcome(delivery, results=[Result("id", "SUCCESS", meta)])])
+
+    later = threading.Timer(2.8, run)
     with pytest.warns(WaitingWarning, match="No worker is running"):
-        child = os.fork()
-        if not child:
-            time.sleep(2.8)
-            (delivery,) = engine.claim(["celery"], 1, worker=work())
-            meta = b'{"status": "SUCCESS", "result": 3, "task_id": "id"}'
-            engine.complete([Outcome(delivery, results=[Result("id", "SUCCESS", meta)])])
-            os._exit(0)
+        later.start()
         assert result.get(timeout=10) == 3
-    os.waitpid(child, 0)
+    later.join()
 
 
 def test_waiting_for_the_end_of_a_chain_looks_at_its_beginning(
