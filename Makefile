@@ -58,7 +58,7 @@ $(VENV)/.installed: pyproject.toml requirements/dev.txt $(wildcard examples/*/py
 
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
 	--no-emit-index-url --no-emit-find-links --no-emit-package pandas --no-emit-package numpy \
-	--no-emit-package pytz --custom-compile-command 'make lock'
+	--custom-compile-command 'make lock'
 
 lock: $(VENV)/.installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check uv
