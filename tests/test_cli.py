@@ -121,6 +121,15 @@ def test_mistakes_are_told_as_flask_tells_them(shop: Path) -> None:
         assert message in done.stderr
 
 
+def test_explaining_an_unknown_task_is_a_failure_to_the_shell(shop: Path) -> None:
+    command = [sys.executable, "-m", "flask", "--app", "shop", "celery", "explain", "no-such-id"]
+
+    done = run(command, cwd=shop, check=False)
+
+    assert done.returncode == 1
+    assert done.stdout.startswith("No task no-such-id is known here: ")
+
+
 @pytest.mark.parametrize("args", [("-A", "flat", "report"), ("report", "-A", "flat")])
 def test_both_orders_of_celery_4_and_5_are_understood(args: tuple[str, ...], shop: Path) -> None:
     assert "celeriac.sqlite3" in flask("celery", *args, cwd=shop)

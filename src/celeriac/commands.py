@@ -12,6 +12,7 @@ from celery.bin.base import handle_preload_options
 
 from .engines import is_engine_url
 from .engines import open_engine
+from .explain import Cause
 from .explain import explain as explain_task
 
 
@@ -28,7 +29,10 @@ def _choose_parts(sender: Any, **kwargs: Any) -> None:
 @click.pass_context
 @handle_preload_options
 def explain(ctx: click.Context, task_id: str) -> None:
-    """Tell why a task has not run, and what mends it."""
+    """Tell why a task has not run, and what mends it.
+
+    The exit code is 1 for an id of which nothing is known.
+    """
     app = ctx.obj.app
     url = app.conf.broker_read_url
     if not url:
@@ -41,4 +45,7 @@ def explain(ctx: click.Context, task_id: str) -> None:
         )
     # The backend knows by which command this app's worker is started.
     ask = getattr(app.backend, "explain", None) or partial(explain_task, open_engine(url))
-    click.echo(str(ask(task_id)))
+    explanation = ask(task_id)
+    click.echo(str(explanation))
+    if explanation.cause is Cause.UNKNOWN:
+        ctx.exit(1)
