@@ -1,10 +1,10 @@
 """The SQLite engine: one file, one writer at a time, connections that never cross a fork.
 
-Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction over the
-statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is how a thread gets its connection
-and how a fork is survived; :mod:`.choice` is what a claim takes, and :mod:`.lanes` what it takes
-from; and what belongs to the machine rather than the file, who sleeps and who lives, is in
-:mod:`.bell` and :mod:`.presence`.
+Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction
+(:mod:`.transactions`) over the statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is
+how a thread gets its connection and how a fork is survived; :mod:`.choice` is what a claim takes,
+and :mod:`.lanes` what it takes from; :mod:`.upkeep` deletes what is over; and what belongs to the
+machine rather than the file, who sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ import math
 import random
 import sqlite3
 import time
-from collections.abc import Callable
 from collections.abc import Collection
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from typing import TypeVar
 
 from .base import Action
 from .base import Binding
@@ -45,28 +41,19 @@ from .bell import MESSAGES
 from .bell import RESULTS
 from .choice import Choice
 from .connections import Connections
-from .connections import explained
-from .connections import patiently
 from .lanes import Intake
 from .lanes import Lanes
 from .place import parse_url
 from .place import Place
 from .statements import load_statements
-
-T = TypeVar("T")
+from .transactions import Transactions
+from .upkeep import Upkeep
 
 #: The longest sleep without a look at the file (seconds): the floor under a lost wake-up.
 FLOOR = 1.0
-#: How long an auto-delete queue may wait for its first consumer (seconds).
-UNUSED = 60.0
 #: A worker whose presence file somebody removed counts as dead after so long without a heartbeat
 #: (seconds).
 SILENCE = 60.0
-#: How long a clean-up may go on, and how many rows each of its transactions deletes.
-CLEAN_UP = 2.0
-SHARE = 1000
-#: How long chords wait for their parts, and revocations for their messages (seconds).
-KEEP = 30 * 86400.0
 
 
 class SQLiteEngine(Engine):
@@ -82,6 +69,10 @@ class SQLiteEngine(Engine):
         self._connections = Connections(self.place)
         self._sql = load_statements("sqlite")
         self._insert_sql = self._sql["insert_message"]
+        transactions = Transactions(self.place, self._connections, self._sql)
+        self._write, self._read = transactions.write, transactions.read
+        self._rows = transactions.rows
+        self._upkeep = Upkeep(self._sql, transactions)
         self._lanes = Lanes(self._sql)
         self._choice = Choice(self._sql, self._lanes)
         # The workers that this process introduced, in case their rows get lost.
@@ -154,7 +145,7 @@ class SQLiteEngine(Engine):
 
     def purge(self, queue: str) -> int:
         with self._write() as db:
-            return self._purge(db, queue)
+            return self._upkeep.purge(db, queue)
 
     def wait_for_messages(
         self,
@@ -189,7 +180,7 @@ class SQLiteEngine(Engine):
 
     def delete_queue(self, queue: str) -> None:
         with self._write() as db:
-            self._delete_queue(db, queue)
+            self._upkeep.delete_queue(db, queue)
 
     def bind(self, binding: Binding) -> None:
         with self._write(durable=False) as db:
@@ -275,7 +266,7 @@ class SQLiteEngine(Engine):
         results: Sequence[Result] = (),
     ) -> bool:
         with self._write() as db:
-            if not self._drop_chord(db, group_id):
+            if not self._upkeep.drop_chord(db, group_id):
                 return False
             self._insert(db, messages)
             self._store(db, results)
@@ -360,11 +351,7 @@ class SQLiteEngine(Engine):
             if not worker.alive and worker.id not in claimants:
                 self.deregister(worker.id)
         used = {queue for worker in workers if worker.alive for queue in worker.queues}
-        with self._write(durable=False) as db:
-            db.execute(self._sql["expire_revoked"], (now - KEEP,))
-            self._delete_unused(db, used, now)
-            db.execute(self._sql["delete_stray_lanes"])
-        self._expire(now)
+        self._upkeep.clean(used, now)
         self._remove_strays()
 
     # Reading
@@ -403,40 +390,6 @@ class SQLiteEngine(Engine):
 
     def close(self) -> None:
         self._connections.close()
-
-    # Transactions
-
-    @contextmanager
-    def _write(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """A transaction that holds the write lock from its first statement.
-
-        What is not durable may be undone by a loss of power, which then undoes it whole: a
-        claim, say, returns to its queue. Only the durable ones wait for the disk.
-        """
-        with self._connections.get() as connection:
-            # All of it inside: a time limit may interrupt at any point, and a transaction left
-            # open would lock out everyone.
-            try:
-                connection.begin(durable and self.place.full)
-                yield connection.db
-                connection.commit()
-            except BaseException as exc:
-                connection.rollback()
-                if isinstance(exc, sqlite3.Error):
-                    raise explained(exc, self.place) from exc
-                raise
-
-    def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        with self._connections.get() as connection:
-            try:
-                # Readers wait as well: while another process closes the file as its last user,
-                # or recovers it, it has it for itself.
-                return patiently(self.place, lambda: read(connection.db))
-            except sqlite3.Error as exc:
-                raise explained(exc, self.place) from exc
-
-    def _rows(self, name: str, parameters: Any = ()) -> list[Any]:
-        return self._read(lambda db: db.execute(self._sql[name], parameters).fetchall())
 
     # Steps of the transactions above
 
@@ -526,25 +479,7 @@ class SQLiteEngine(Engine):
     def _is_complete(self, db: sqlite3.Connection, group_id: str, now: float) -> bool:
         return db.execute(self._sql["complete_chord"], (now, group_id)).rowcount > 0
 
-    def _drop_chord(self, db: sqlite3.Connection, group_id: str) -> bool:
-        db.execute(self._sql["delete_parts"], (group_id,))
-        return db.execute(self._sql["finish_chord"], (group_id,)).rowcount > 0
-
-    def _purge(self, db: sqlite3.Connection, queue: str) -> int:
-        tags = [
-            tag
-            for name in ("purge_ready", "purge_scheduled")
-            for (tag,) in db.execute(self._sql[name], (queue,)).fetchall()
-        ]
-        db.execute(self._sql["delete_messages"], (json.dumps(tags),))
-        return len(tags)
-
-    def _delete_queue(self, db: sqlite3.Connection, queue: str) -> None:
-        self._purge(db, queue)
-        for name in ("delete_queue", "delete_queue_bindings", "delete_lanes"):
-            db.execute(self._sql[name], (queue,))
-
-    # Workers and maintenance
+    # Workers
 
     def _is_alive(self, worker_id: str, slot: int, heartbeat_at: float) -> bool:
         alive = self._connections.presence().is_alive(worker_id, slot)
@@ -556,28 +491,6 @@ class SQLiteEngine(Engine):
         """Note that the queues which the worker consumed until now were in use."""
         for (queues,) in db.execute(self._sql["worker_queues"], (worker_id,)).fetchall():
             db.execute(self._sql["touch_queues"], (time.time(), queues))
-
-    def _delete_unused(self, db: sqlite3.Connection, used: set[str], now: float) -> None:
-        """Delete the reply queues and mailboxes whose consumers are gone, and what expired."""
-        idle = db.execute(self._sql["auto_delete_queues"], (now - UNUSED,)).fetchall()
-        idle += db.execute(self._sql["idle_queues"], (now,)).fetchall()
-        for queue in {name for (name,) in idle} - used:
-            self._delete_queue(db, queue)
-
-    def _expire(self, now: float) -> None:
-        """Delete what expired, a share at a time, so that nobody waits long for the lock."""
-        deadline = time.monotonic() + CLEAN_UP
-        more = True
-        while more and time.monotonic() < deadline:
-            with self._write(durable=False) as db:
-                results = db.execute(self._sql["expire_results"], (now,)).rowcount
-                groups = db.execute(self._sql["expire_groups"], (now,)).rowcount
-                chords = db.execute(self._sql["expired_chords"], (now - KEEP,)).fetchall()
-                for (group_id,) in chords:
-                    self._drop_chord(db, group_id)
-            more = max(results, groups, len(chords)) >= SHARE
-            if more:
-                time.sleep(0.001)
 
     def _remove_strays(self) -> None:
         """Remove the presence files of workers that died before they were known."""

@@ -1,0 +1,61 @@
+"""Reading and writing the queue file: one transaction, and errors that say what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+from typing import TypeVar
+
+from .connections import Connections
+from .connections import explained
+from .connections import patiently
+from .place import Place
+
+T = TypeVar("T")
+
+
+class Transactions:
+    """The ways into one queue file, for all who know its statements."""
+
+    def __init__(self, place: Place, connections: Connections, sql: Mapping[str, str]) -> None:
+        self._place = place
+        self._connections = connections
+        self._sql = sql
+
+    @contextmanager
+    def write(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction that holds the write lock from its first statement.
+
+        What is not durable may be undone by a loss of power, which then undoes it whole: a
+        claim, say, returns to its queue. Only the durable ones wait for the disk.
+        """
+        with self._connections.get() as connection:
+            # All of it inside: a time limit may interrupt at any point, and a transaction left
+            # open would lock out everyone.
+            try:
+                connection.begin(durable and self._place.full)
+                yield connection.db
+                connection.commit()
+            except BaseException as exc:
+                connection.rollback()
+                if isinstance(exc, sqlite3.Error):
+                    raise explained(exc, self._place) from exc
+                raise
+
+    def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what ``read`` returns."""
+        with self._connections.get() as connection:
+            try:
+                # Readers wait as well: while another process closes the file as its last user,
+                # or recovers it, it has it for itself.
+                return patiently(self._place, lambda: read(connection.db))
+            except sqlite3.Error as exc:
+                raise explained(exc, self._place) from exc
+
+    def rows(self, name: str, parameters: Any = ()) -> list[Any]:
+        """Return the rows of a named statement."""
+        return self.read(lambda db: db.execute(self._sql[name], parameters).fetchall())
