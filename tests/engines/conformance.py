@@ -30,6 +30,7 @@ from celeriac.engines.base import as_dict
 from celeriac.engines.base import Binding
 from celeriac.engines.base import ChordPart
 from celeriac.engines.base import Delivery
+from celeriac.engines.base import Entry
 from celeriac.engines.base import Message
 from celeriac.engines.base import Outcome
 from celeriac.engines.base import Queue
@@ -946,6 +947,100 @@ class TestRevocation:
         assert engine.revoked(["a"]) == {"a"}
         engine.maintain(time.time() + 31 * 86400)
         assert engine.revoked(["a"]) == set()
+
+
+class TestSchedules:
+    """``save_entries``, ``get_entries``, ``record_run``: what is due is sent once."""
+
+    def test_a_new_entry_counts_from_its_start(self, engine: Engine, stranger: Engine) -> None:
+        saved = engine.save_entries("app", {"é": 100.25, "often": 200.0})
+
+        assert saved == {"é": Entry("app", "é", 100.25), "often": Entry("app", "often", 200.0)}
+        assert stranger.get_entries("app", ["é", "other"]) == {"é": saved["é"]}
+
+    def test_an_entry_keeps_its_last_run(self, engine: Engine) -> None:
+        (entry,) = engine.save_entries("app", {"often": 100.0}).values()
+        engine.record_run(entry, 150.0, [])
+
+        assert engine.save_entries("app", {"often": 300.0}) == {
+            "often": Entry("app", "often", 150.0, runs=1)
+        }
+
+    def test_an_entry_that_is_no_more_is_deleted(self, engine: Engine) -> None:
+        engine.save_entries("app", {"often": 100.0, "seldom": 100.0})
+        engine.save_entries("another", {"seldom": 100.0})
+
+        engine.save_entries("app", {"often": 200.0})
+
+        assert list(engine.get_entries("app", ["often", "seldom"])) == ["often"]
+        assert list(engine.get_entries("another", ["often", "seldom"])) == ["seldom"]
+
+    def test_a_run_is_noted_with_its_message(self, engine: Engine, stranger: Engine) -> None:
+        (entry,) = engine.save_entries("app", {"often": 100.0}).values()
+
+        assert engine.record_run(entry, 100.123456, [message("a"), message("b")])
+
+        assert stranger.get_entries("app", ["often"]) == {
+            "often": Entry("app", "often", 100.123456, runs=1)
+        }
+        assert bodies(claim(stranger)) == ["a", "b"]
+
+    def test_a_run_that_another_one_noted_publishes_nothing(
+        self, engine: Engine, stranger: Engine
+    ) -> None:
+        (entry,) = engine.save_entries("app", {"often": 100.0}).values()
+        stranger.record_run(entry, 101.0, [message("theirs")])
+
+        assert not engine.record_run(entry, 102.0, [message("ours")])
+
+        assert engine.get_entries("app", ["often"])["often"].last_run_at == 101.0
+        assert bodies(claim(engine)) == ["theirs"]
+
+    def test_a_run_of_a_deleted_entry_is_noted_once(self, engine: Engine) -> None:
+        entry = Entry("app", "gone", 100.0, runs=7)
+
+        assert engine.record_run(entry, 101.0, [message("a")])
+        assert not engine.record_run(entry, 101.0, [message("a")])
+
+        assert engine.get_entries("app", ["gone"]) == {"gone": Entry("app", "gone", 101.0, 8)}
+        assert bodies(claim(engine)) == ["a"]
+
+    def test_of_eight_who_note_a_run_one_publishes(self, engine: Engine) -> None:
+        (entry,) = engine.save_entries("app", {"often": 100.0}).values()
+
+        def note(number: int) -> bool:
+            return engine.record_run(entry, 101.0, [message(str(number))])
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(note, range(8)))
+
+        assert sum(won) == 1
+        assert bodies(claim(engine)) == [str(won.index(True))]
+
+    def test_a_run_whose_message_can_not_be_stored_is_not_noted(self, engine: Engine) -> None:
+        (entry,) = engine.save_entries("app", {"often": 100.0}).values()
+
+        with pytest.raises(Exception, match=UNSUITABLE):
+            engine.record_run(entry, 101.0, [message("a"), message("b")._replace(body=object())])  # type: ignore[arg-type]
+
+        assert engine.get_entries("app", ["often"]) == {"often": entry}
+        assert claim(engine) == []
+
+    def test_a_run_wakes_a_worker(self, engine: Engine, stranger: Engine) -> None:
+        (entry,) = engine.save_entries("app", {"often": 100.0}).values()
+        woken: list[float] = []
+
+        def sleep() -> None:
+            began = time.monotonic()
+            if stranger.wait_for_messages(["q"], 20.0):
+                woken.append(time.monotonic() - began)
+
+        sleeper = threading.Thread(target=sleep)
+        sleeper.start()
+        engine.record_run(entry, 101.0, [message("a")])
+        sleeper.join()
+
+        assert len(woken) == 1
 
 
 class TestWorkers:

@@ -201,6 +201,17 @@ class TaskInfo(NamedTuple):
     expires_at: float | None = None
 
 
+class Entry(NamedTuple):
+    """An entry of a schedule, and when its task was sent last."""
+
+    #: Whose schedule: several may stand in one database.
+    schedule: str
+    name: str
+    #: Its last run, or the instant from which it counts while there was none (Unix time).
+    last_run_at: float
+    runs: int = 0
+
+
 class Lost(NamedTuple):
     """A delivery whose claimant died."""
 
@@ -395,6 +406,29 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def revoked(self, task_ids: Collection[str]) -> set[str]:
         """Return those among ``task_ids`` that were called off."""
+
+    # Schedules
+
+    @abc.abstractmethod
+    def save_entries(self, schedule: str, starts: Mapping[str, float]) -> dict[str, Entry]:
+        """Make these the entries of a schedule, and return what is stored of each.
+
+        Entries that it had before keep their last run, and those that it has no more are deleted.
+
+        :param starts: the names, and the instant from which each counts if it is new.
+        """
+
+    @abc.abstractmethod
+    def get_entries(self, schedule: str, names: Sequence[str]) -> dict[str, Entry]:
+        """Return the stored entries among ``names``."""
+
+    @abc.abstractmethod
+    def record_run(self, entry: Entry, now: float, messages: Sequence[Message]) -> bool:
+        """Publish what a due entry sends, and note ``now`` as its last run.
+
+        Says whether it was this call that did so. If the stored last run is not that of
+        ``entry``, another one was first, and nothing is published: of several beats one wins.
+        """
 
     # Workers
 

@@ -27,6 +27,7 @@ from .base import Completion
 from .base import Delivery
 from .base import Engine
 from .base import EngineError
+from .base import Entry
 from .base import FINISHED
 from .base import ITSELF
 from .base import Lost
@@ -288,6 +289,28 @@ class SQLiteEngine(Engine):
         if not self._rows("any_revoked"):
             return set()
         return {row[0] for row in self._rows("revoked", (json.dumps(list(task_ids)),))}
+
+    # Schedules
+
+    def save_entries(self, schedule: str, starts: Mapping[str, float]) -> dict[str, Entry]:
+        new = [(schedule, name, start) for name, start in starts.items()]
+        with self._write() as db:
+            db.executemany(self._sql["add_entry"], new)
+            db.execute(self._sql["keep_entries"], (schedule, json.dumps(list(starts))))
+        return self.get_entries(schedule, list(starts))
+
+    def get_entries(self, schedule: str, names: Sequence[str]) -> dict[str, Entry]:
+        rows = self._rows("get_entries", (schedule, json.dumps(list(names))))
+        return {row[1]: Entry(*row) for row in rows}
+
+    def record_run(self, entry: Entry, now: float, messages: Sequence[Message]) -> bool:
+        with self._write() as db:
+            fields = {**entry._asdict(), "now": now}
+            if not db.execute(self._sql["record_run"], fields).rowcount:
+                return False
+            self._insert(db, messages)
+        self._ring_queues(messages)
+        return True
 
     # Workers
 

@@ -317,3 +317,25 @@ SELECT t.* FROM celeriac_scheduled s CROSS JOIN celeriac_tasks t ON t.id = s.id
 WHERE (:worker IS NULL OR t.worker = :worker)
   AND (:queues IS NULL OR t.queue IN (SELECT value FROM json_each(:queues)))
 ORDER BY s.due_at, s.id LIMIT :limit;
+
+-- Schedules
+
+-- name: add_entry
+INSERT INTO celeriac_entries (schedule, name, last_run_at, runs) VALUES (?, ?, ?, 0)
+ON CONFLICT DO NOTHING;
+
+-- name: keep_entries
+DELETE FROM celeriac_entries
+WHERE schedule = ? AND name NOT IN (SELECT value FROM json_each(?));
+
+-- name: get_entries
+SELECT schedule, name, last_run_at, runs FROM celeriac_entries
+WHERE schedule = ? AND name IN (SELECT value FROM json_each(?));
+
+-- The fence: of several that know the same last run, the first one changes a row. One that is
+-- missing was deleted by a beat with another configuration.
+-- name: record_run
+INSERT INTO celeriac_entries (schedule, name, last_run_at, runs)
+VALUES (:schedule, :name, :now, :runs + 1)
+ON CONFLICT (schedule, name) DO UPDATE SET last_run_at = excluded.last_run_at, runs = runs + 1
+WHERE last_run_at = :last_run_at AND runs = :runs;
