@@ -940,19 +940,82 @@ class TestRevocation:
 
         assert engine.revoked(["a", "b"]) == {"a"}
 
-    def test_revocations_end_long_after(self, engine: Engine) -> None:
+    def test_all_revoked_tasks_are_listed_the_oldest_first(self, engine: Engine) -> None:
+        engine.revoke(["b"])
         engine.revoke(["a"])
 
         engine.maintain(time.time() + 29 * 86400)
-        assert engine.revoked(["a"]) == {"a"}
+        assert engine.revocations(["a"]) == (["a"], {"customer": [7]})
         engine.maintain(time.time() + 31 * 86400)
-        assert engine.revoked(["a"]) == set()
+        assert engine.revocations(["a"]) == ([], {})
+
+    def test_revocation_outlasts_what_waits_for_longer(self, engine: Engine) -> None:
+        engine.publish([message("a", due_at=time.time() + 90 * 86400)])
+        engine.revoke(["a", "b"], {"customer": [7]})
+
+        engine.maintain(time.time() + 31 * 86400)
+
+        assert engine.revocations(["a", "b"]) == (["a"], {"customer": [7]})
+
+    def test_waiting_and_future_tasks_are_withdrawn(self, engine: Engine) -> None:
+        future = time.time() + 3600
+        engine.publish([message("a"), message("b", due_at=future)])
+        engine.publish([message("c")])
+
+        withdrawn = engine.withdraw(["a", "b", "unknown"])
+
+        assert sorted(each.task_id for each in withdrawn) == ["a", "b"]
+        assert [each.task_id for each in engine.claim(["q"], 5, worker="w")] == ["c"]
+        assert engine.withdraw(["a", "b", "c"]) == []
+        done = [Result("a", "REVOKED", b"{}")]
+        engine.complete([Outcome(each, results=done) for each in withdrawn])
+        assert engine.list_tasks(task_ids=["a", "b"]) == []
+        assert engine.get_results(["a"])["a"].state == "REVOKED"
+
+    def test_withdrawn_tasks_that_are_not_completed_return(
+        self, engine: Engine, stranger: Engine
+    ) -> None:
+        engine.publish([message("a")])
+        stranger.withdraw(["a"])
+
+        (lost,) = engine.lost()
+        engine.redeliver([lost.delivery], died=False)
+
+        assert [each.task_id for each in engine.claim(["q"], 5, worker="w")] == ["a"]
+
+    def test_expired_tasks_are_withdrawn_from_every_queue(self, engine: Engine) -> None:
+        past, future = time.time() - 1, time.time() + 3600
+        engine.publish([message("a", expires_at=past, due_at=future)])
+        engine.publish([message("b", "other", expires_at=past)])
+        engine.publish([message("c", expires_at=future), message("d")])
+        engine.publish([message("", task="", expires_at=past)])
+
+        withdrawn = engine.withdraw()
+
+        assert sorted(each.task_id for each in withdrawn) == ["a", "b"]
+        assert {each.task_id for each in engine.list_tasks()} == {"a", "b", "c", "d"}
+        assert engine.withdraw() == []
 
 
 class TestSchedules:
     """``save_entries``, ``get_entries``, ``record_run``: what is due is sent once."""
 
     def test_a_new_entry_counts_from_its_start(self, engine: Engine, stranger: Engine) -> None:
+        assert list(engine.revocations().task_ids) == ["b", "a"]
+
+    def test_revoked_stamps_are_told(self, engine: Engine, stranger: Engine) -> None:
+        assert engine.revocations(["a"]) == ([], {})
+
+        stranger.revoke(stamps={"customer": [7, "x"], "run": ["r"]})
+        stranger.revoke(stamps={"customer": ["x", "y"]})
+
+        told = engine.revocations(["a"])
+        assert told == ([], {"customer": [7, "x", "y"], "run": ["r"]})
+        assert engine.revocations(["a"]).stamps is told.stamps
+
+    def test_revocations_end_long_after(self, engine: Engine) -> None:
+        engine.revoke(["a"], {"customer": [7]})
+
         saved = engine.save_entries("app", {"é": 100.25, "often": 200.0})
 
         assert saved == {"é": Entry("app", "é", 100.25), "often": Entry("app", "often", 200.0)}

@@ -34,6 +34,8 @@ from .routing import topic_matches
 
 #: The slot of a worker that claims without children.
 ITSELF = -1
+#: How many messages :meth:`Engine.withdraw` takes at most.
+WITHDRAWN = 200
 
 
 class Message(NamedTuple):
@@ -203,6 +205,16 @@ class TaskInfo(NamedTuple):
 
 class Entry(NamedTuple):
     """An entry of a schedule, and when its task was sent last."""
+class Revocations(NamedTuple):
+    """What was called off."""
+
+    #: Ids of tasks.
+    task_ids: Collection[str] = frozenset()
+    #: Tasks with one of these values in one of these stamps. The same object as long as it is
+    #: the same.
+    stamps: Mapping[str, Sequence[Any]] = {}
+
+
 
     #: Whose schedule: several may stand in one database.
     schedule: str
@@ -400,16 +412,38 @@ class Engine(abc.ABC):
     # Revocation
 
     @abc.abstractmethod
-    def revoke(self, task_ids: Collection[str]) -> None:
-        """Call tasks off: from now on :meth:`revoked` names them."""
+    def revoke(
+        self,
+        task_ids: Collection[str] = (),
+        stamps: Mapping[str, Iterable[Any]] | None = None,
+    ) -> None:
+        """Call tasks off, by their ids or by what they are stamped with, once and for all.
+
+        Nothing else happens to them: whoever claims them asks, and does not run them.
+        """
 
     @abc.abstractmethod
     def revoked(self, task_ids: Collection[str]) -> set[str]:
-        """Return those among ``task_ids`` that were called off."""
+        """Return those among ``task_ids`` that were called off by their ids."""
+        return set(self.revocations(task_ids).task_ids)
+
+    @abc.abstractmethod
+    def withdraw(self, task_ids: Collection[str] | None = None) -> list[Delivery]:
+        """Claim what waits and is not to run, due or not: these tasks, or what has expired.
+
+        At most :data:`WITHDRAWN` of them; an expired message that is no task is deleted. They
+        are held in nobody's name: what the caller does not complete returns to its queue.
+        """
 
     # Schedules
 
     @abc.abstractmethod
+    def revocations(self, task_ids: Collection[str] | None = None) -> Revocations:
+        """Return what was called off: those among ``task_ids``, or all; and every stamp.
+
+        Costs next to nothing as long as nothing was called off.
+        """
+
     def save_entries(self, schedule: str, starts: Mapping[str, float]) -> dict[str, Entry]:
         """Make these the entries of a schedule, and return what is stored of each.
 

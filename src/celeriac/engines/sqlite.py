@@ -15,6 +15,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,9 @@ from .base import Message
 from .base import Outcome
 from .base import Queue
 from .base import Result
+from .base import Revocations
 from .base import TaskInfo
+from .base import WITHDRAWN
 from .base import Worker
 from .bell import mask
 from .bell import MESSAGES
@@ -55,6 +58,8 @@ FLOOR = 1.0
 #: A worker whose presence file somebody removed counts as dead after so long without a heartbeat
 #: (seconds).
 SILENCE = 60.0
+#: The number that no worker has.
+NOBODY = 0
 
 
 class SQLiteEngine(Engine):
@@ -76,6 +81,8 @@ class SQLiteEngine(Engine):
         self._upkeep = Upkeep(self._sql, transactions)
         self._lanes = Lanes(self._sql)
         self._choice = Choice(self._sql, self._lanes)
+        # The revoked stamps as of one version of them.
+        self._stamps: tuple[tuple[Any, ...], dict[str, list[Any]]] = ((None, None), {})
         # The workers that this process introduced, in case their rows get lost.
         self._introduced: dict[str, Worker] = {}
 
@@ -280,15 +287,50 @@ class SQLiteEngine(Engine):
 
     # Revocation
 
-    def revoke(self, task_ids: Collection[str]) -> None:
+    def revoke(
+        self,
+        task_ids: Collection[str] = (),
+        stamps: Mapping[str, Iterable[Any]] | None = None,
+    ) -> None:
         now = time.time()
         with self._write() as db:
+        pairs = [
+            (stamp, json.dumps(value), now)
+            for stamp, values in (stamps or {}).items()
+            for value in values
+        ]
             db.executemany(self._sql["revoke"], [(task_id, now) for task_id in task_ids])
 
-    def revoked(self, task_ids: Collection[str]) -> set[str]:
-        if not self._rows("any_revoked"):
-            return set()
-        return {row[0] for row in self._rows("revoked", (json.dumps(list(task_ids)),))}
+            db.executemany(self._sql["revoke_stamp"], pairs)
+
+    def revocations(self, task_ids: Collection[str] | None = None) -> Revocations:
+        any_ids, *version = self._rows("any_revoked")[0]
+        if any_ids and task_ids is None:
+            rows = self._rows("all_revoked")
+        else:
+            rows = self._rows("revoked", (json.dumps(list(task_ids or ())),)) if any_ids else []
+        if tuple(version) != self._stamps[0]:
+            self._stamps = (tuple(version), self._load_stamps())
+        return Revocations([row[0] for row in rows], self._stamps[1])
+
+    def withdraw(self, task_ids: Collection[str] | None = None) -> list[Delivery]:
+        name = "waiting_expired" if task_ids is None else "waiting_tasks"
+        parameters = {
+            "now": time.time(),
+            "task_ids": json.dumps(list(task_ids or ())),
+            "limit": WITHDRAWN,
+        }
+        if not self._rows(name, parameters):
+            return []
+        with self._write(durable=False) as db:
+            rows = db.execute(self._sql[name], parameters).fetchall()
+            db.executemany(self._sql["delete_scheduled"], [(row[3], row[2]) for row in rows])
+            return self._claim(db, [row[:3] for row in rows], NOBODY, ITSELF, parameters["now"])
+    def _load_stamps(self) -> dict[str, list[Any]]:
+        stamps: dict[str, list[Any]] = {}
+        for stamp, value in self._rows("revoked_stamps"):
+            stamps.setdefault(stamp, []).append(json.loads(value))
+        return stamps
 
     # Schedules
 

@@ -32,7 +32,8 @@ class Upkeep:
         :param used: the queues that somebody consumes.
         """
         with self._write(durable=False) as db:
-            db.execute(self._sql["expire_revoked"], (now - KEEP,))
+            for name in ("expire_revoked", "expire_revoked_stamps"):
+                db.execute(self._sql[name], (now - KEEP,))
             self._delete_unused(db, used, now)
             db.execute(self._sql["delete_stray_lanes"])
         self._expire(now)

@@ -233,13 +233,38 @@ SELECT group_id FROM celeriac_chords WHERE used_at < ? LIMIT 1000;
 INSERT INTO celeriac_revoked (task_id, revoked_at) VALUES (?, ?) ON CONFLICT DO NOTHING;
 
 -- name: any_revoked
-SELECT 1 FROM celeriac_revoked LIMIT 1;
+SELECT EXISTS (SELECT 1 FROM celeriac_revoked),
+       (SELECT min(id) FROM celeriac_revoked_stamps),
+       (SELECT max(id) FROM celeriac_revoked_stamps);
 
 -- name: revoked
 SELECT task_id FROM celeriac_revoked WHERE task_id IN (SELECT value FROM json_each(?));
 
 -- name: expire_revoked
-DELETE FROM celeriac_revoked WHERE revoked_at < ?;
+DELETE FROM celeriac_revoked
+WHERE revoked_at < ? AND NOT EXISTS (
+    SELECT 1 FROM celeriac_messages m
+    WHERE m.task_id = celeriac_revoked.task_id AND m.task_id <> ''
+);
+
+-- name: expire_revoked_stamps
+DELETE FROM celeriac_revoked_stamps
+WHERE revoked_at < ?
+  AND revoked_at < ifnull((SELECT published_at FROM celeriac_messages ORDER BY id LIMIT 1), 1e99);
+
+-- name: waiting_tasks
+SELECT m.lane, m.rank, m.id, m.due_at FROM celeriac_messages m
+WHERE m.task_id <> '' AND m.task_id IN (SELECT value FROM json_each(:task_ids))
+  AND NOT EXISTS (SELECT 1 FROM celeriac_claims c WHERE c.id = m.id)
+LIMIT :limit;
+
+-- name: waiting_expired
+SELECT m.lane, m.rank, m.id, m.due_at FROM celeriac_messages m
+WHERE m.expires_at <= :now AND NOT EXISTS (SELECT 1 FROM celeriac_claims c WHERE c.id = m.id)
+ORDER BY m.expires_at LIMIT :limit;
+
+-- name: delete_scheduled
+DELETE FROM celeriac_scheduled WHERE due_at = ? AND id = ?;
 
 -- Workers
 
@@ -248,12 +273,25 @@ INSERT INTO celeriac_workers
     (id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at)
 VALUES (:id, :hostname, :pid, :queues, :tasks, :concurrency, :now, :now)
 ON CONFLICT (id) DO UPDATE SET
+-- name: revoke_stamp
+INSERT INTO celeriac_revoked_stamps (stamp, value, revoked_at) VALUES (?, ?, ?)
+ON CONFLICT DO NOTHING;
+
+-- Asked by every claimant for each batch: whether there are any, and whether the stamps are
+-- still those that it has in mind.
     hostname = excluded.hostname, pid = excluded.pid, queues = excluded.queues,
     tasks = excluded.tasks, concurrency = excluded.concurrency,
     heartbeat_at = excluded.heartbeat_at
 RETURNING number;
 
 -- name: heartbeat
+-- name: all_revoked
+SELECT task_id FROM celeriac_revoked ORDER BY revoked_at;
+
+-- name: revoked_stamps
+SELECT stamp, value FROM celeriac_revoked_stamps ORDER BY id;
+
+-- A task may be due later than revocations are kept.
 UPDATE celeriac_workers SET heartbeat_at = ? WHERE id = ?;
 
 -- While a worker's claims wait to be judged, its row tells whose they were.
