@@ -8,15 +8,14 @@ and publishes it through the engine, without kombu's connections, channels and d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import kombu
 from celery.app import amqp
-from kombu.compression import compress
 from kombu.exceptions import OperationalError
-from kombu.serialization import dumps
+from kombu.transport import get_transport_cls
 
 from . import collect
 from .engines import Engine
@@ -27,8 +26,6 @@ from .engines.base import Message
 from .engines.base import Queue
 from .engines.base import unique
 from .envelope import Envelope
-
-_PERSISTENT = 2
 
 
 class AMQP(amqp.AMQP):
@@ -55,16 +52,19 @@ class AMQP(amqp.AMQP):
         return publish(*args, **kwargs)
 
 
-class EngineProducer:
-    """Stands in for kombu's producer where the broker is an engine.
+class EngineProducer(kombu.Producer):
+    """Kombu's producer where the broker is an engine: it needs no connection and no channel.
+
+    ``publish()`` is kombu's own, because that is where instruments such as Sentry's take hold.
 
     :param app: a Celery app whose ``broker_write_url`` names an engine.
     """
 
-    #: Celery asks its producer for the serializer that eager tasks use.
-    serializer: str | None = None
+    exchange = kombu.Exchange("")
+    auto_declare = False
 
     def __init__(self, app: Any) -> None:
+        # Kombu's would ask for a channel.
         self.app = app
         self.engine: Engine = app.amqp.engine
         self._shared: list[Message] | None = None
@@ -89,9 +89,14 @@ class EngineProducer:
         return self
 
     @property
-    def connection(self) -> EngineProducer:
+    def connection(self) -> Any:
         """Celery uses its producer's connection to have errors translated."""
         return self
+
+    @property
+    def transport(self) -> Any:
+        """The class of the transport: instruments ask a producer's connection for its name."""
+        return get_transport_cls(self.app.conf.broker_write_url.partition("://")[0])
 
     @contextmanager
     def _reraise_as_library_errors(self) -> Iterator[None]:
@@ -101,48 +106,23 @@ class EngineProducer:
         except EngineError as exc:
             raise OperationalError(str(exc)) from exc
 
-    def publish(
-        self,
-        body: Any,
-        routing_key: str | None = None,
-        exchange: Any = None,
-        *,
-        serializer: str | None = None,
-        compression: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        declare: Any = None,
-        delivery_mode: Any = None,
-        expiration: float | None = None,
-        retry: Any = None,
-        retry_policy: Any = None,
-        timeout: Any = None,
-        confirm_timeout: Any = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        **properties: Any,
-    ) -> None:
+    def publish(self, body: Any, *args: Any, **kwargs: Any) -> None:
         """Store the message in every queue that it is routed to, committed when this returns.
 
-        Takes what :meth:`kombu.Producer.publish` takes. There is nothing to reconnect to, so
-        ``retry`` means nothing: the engine waits for its lock by itself, for a bounded time.
+        There is nothing to reconnect to, so ``retry`` means nothing: the engine waits for its
+        lock by itself, for a bounded time.
         """
-        name = getattr(exchange, "name", exchange) or ""
-        key = routing_key or ""
-        sent = dict(headers or {})
-        if content_type is None:
-            content_type, content_encoding, body = dumps(body, serializer=serializer)
-        if compression:
-            body, sent["compression"] = compress(body, compression)
-        properties["delivery_mode"] = _PERSISTENT if delivery_mode is None else _mode(delivery_mode)
-        properties.setdefault("priority", 0)
-        if properties["priority"] is None:
-            properties["priority"] = 0
-        if expiration is not None:
-            properties["expiration"] = str(int(expiration * 1000))
-        properties["delivery_info"] = {"exchange": name, "routing_key": key}
-        envelope = Envelope(sent, properties, content_type, content_encoding)
-        message = envelope.message(body)
-        queues = self._route(name, key, declare or ())
+        kwargs["retry"] = False
+        super().publish(body, *args, **kwargs)
+
+    def _publish(self, *args: Any, **kwargs: Any) -> None:
+        """Store a message that :meth:`publish` has prepared; the order is kombu's."""
+        body, priority, content_type, content_encoding, headers, properties, routing_key = args[:7]
+        exchange, declare = args[9:11]
+        properties["priority"] = priority or 0
+        properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
+        message = Envelope(headers, properties, content_type, content_encoding).message(body)
+        queues = self._route(exchange, routing_key, declare or ())
         messages = [message._replace(queue=queue) for queue in queues]
         if self._shared is None:
             collect.publish(self.engine, messages)
@@ -170,7 +150,3 @@ class EngineProducer:
                 Queue(queue.name, queue.expires, queue.message_ttl, bool(queue.auto_delete))
             )
             self.engine.bind(binding)
-
-
-def _mode(delivery_mode: Any) -> int:
-    return int({"transient": 1, "persistent": 2}.get(delivery_mode, delivery_mode))
