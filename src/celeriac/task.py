@@ -1,9 +1,9 @@
 """The base class of tasks: ``delay()`` and ``apply_async()`` start here.
 
-It adds four things to Celery's. The types of a task's own arguments and result; the app context
-of a plain call; the choice of the Celery app, where several Flask apps share their tasks; and an
-error that names the argument which JSON cannot hold. From here a call goes on into
-``Celery.send_task``, and from there to :mod:`celeriac.publish` or to kombu.
+It adds five things to Celery's. The types of a task's own arguments and result; the app context
+of a plain call; the choice of the Celery app, where several Flask apps share their tasks; an
+error that names the argument which JSON cannot hold; and back-off in ``retry()``. From here a
+call goes on into ``Celery.send_task``, and from there to :mod:`celeriac.publish` or to kombu.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from typing import TypeVar
 
 import celery
+from celery.utils.time import get_exponential_backoff_interval
 from flask import current_app
 from flask import has_app_context
 from kombu.exceptions import EncodeError
@@ -137,6 +138,40 @@ class Task(stock.Task[P, R]):
             return self
         celery_app = current_app.extensions.get("celery")
         if celery_app is None or celery_app is self._app:
+    if not TYPE_CHECKING:  # The type of retry() stays Celery's.
+
+        def retry(
+            self,
+            args=None,
+            kwargs=None,
+            exc=None,
+            throw=True,
+            eta=None,
+            countdown=None,
+            max_retries=None,
+            **options,
+        ):
+            """Enqueue the task once more; see :meth:`celery.app.task.Task.retry`.
+
+            A task with ``retry_backoff`` backs off here as it does with ``autoretry_for``,
+            unless the call says when.
+            """
+            if not eta and countdown is None:
+                countdown = self._back_off()
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+
+    def _back_off(self) -> int | None:
+        """Return in how many seconds to retry, as Celery reckons for ``autoretry_for``."""
+        factor = float(getattr(self, "retry_backoff", False))
+        if not factor:
+            return None
+        return get_exponential_backoff_interval(
+            factor=int(max(1.0, factor)),
+            retries=self.request.retries,
+            maximum=int(getattr(self, "retry_backoff_max", 600)),
+            full_jitter=getattr(self, "retry_jitter", True),
+        )
+
             return self
         task_like = getattr(celery_app, "task_like", None)
         return self if task_like is None else task_like(self)
