@@ -36,6 +36,7 @@ from .claimant import Orders
 from .completion import Completer
 from .request import Limits
 from .request import Requests
+from .workloop import Workloop
 
 logger = get_logger(__name__)
 
@@ -106,7 +107,7 @@ def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
     signal.signal(SIG_SOFT_LIMIT, _soft_limit_handler(claimant))
     code = 1
     try:
-        claimant.loop()
+        Workloop(claimant.loop).run()
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
