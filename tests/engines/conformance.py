@@ -867,6 +867,16 @@ class TestChords:
         assert not engine.join_chord(part("a"))
         assert engine.join_chord(part("b"))
 
+    def test_a_failed_part_completes_the_chord(self, engine: Engine) -> None:
+        engine.set_chord_size("g", 3)
+        engine.join_chord(part("a", 0))
+
+        assert engine.join_chord(part("b", 1)._replace(failed=True))
+        assert not engine.join_chord(part("c", 2)._replace(failed=True))
+        assert engine.finish_chord("g", [message("errback")])
+        assert not engine.finish_chord("g", [message("errback")])
+        assert bodies(claim(engine)) == ["errback"]
+
     def test_parts_come_in_the_headers_order(self, engine: Engine) -> None:
         for member, place in [("c", 2), ("y", None), ("a", 0), ("x", None), ("b", 1)]:
             engine.join_chord(part(member, place))

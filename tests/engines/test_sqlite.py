@@ -28,6 +28,7 @@ from waiting import wait_until
 from celeriac.engines import close_engines
 from celeriac.engines import EngineError
 from celeriac.engines import open_engine
+from celeriac.engines.base import ChordPart
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Message
 from celeriac.engines.base import Outcome
@@ -797,3 +798,30 @@ def test_two_urls_of_one_file_do_not_disturb_each_other(url: str, queue_path: Pa
     assert run([sys.executable, "-c", code, url]).stdout == "[True]\n"
     one.deregister("w")
     close_engines()
+
+
+@pytest.mark.parametrize("order", ["size first", "size in between", "size last"])
+def test_a_failed_chord_is_there_until_its_last_part(
+    engine: SQLiteEngine, queue_path: Path, order: str
+) -> None:
+    def rows() -> int:
+        with closing(sqlite3.connect(queue_path)) as db:
+            tables = ("celeriac_chords", "celeriac_chord_parts")
+            return sum(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables)
+
+    parts = [ChordPart("g", f"{n}", n, b"", b"callback", failed=n == 0) for n in range(3)]
+    if order == "size first":
+        engine.set_chord_size("g", 3)
+    assert engine.join_chord(parts[0])
+    assert not engine.join_chord(parts[1])
+    assert engine.finish_chord("g")
+    if order == "size in between":
+        assert not engine.set_chord_size("g", 3)
+    assert rows() == 3
+    assert engine.chord_parts("g") == engine.ready_chords(time.time() + 1) == []
+
+    assert not engine.join_chord(parts[2])
+    if order == "size last":
+        assert not engine.set_chord_size("g", 3)
+
+    assert rows() == 0

@@ -103,6 +103,8 @@ class ChordPart(NamedTuple):
     meta: bytes
     #: The chord's callback, kept so that a dead worker's chord can be taken up by another.
     callback: bytes
+    #: The chord can not succeed any more: it is complete with this part, whatever is missing.
+    failed: bool = False
 
 
 class Action(enum.IntEnum):
@@ -383,11 +385,14 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def join_chord(self, part: ChordPart) -> bool:
-        """Count one part outside :meth:`complete`; say whether it was the last."""
+        """Count one part outside :meth:`complete`; say whether it completes the chord.
+
+        The last part does, or the first that failed.
+        """
 
     @abc.abstractmethod
     def chord_parts(self, group_id: str) -> list[ChordPart]:
-        """Return the parts that came so far, in the header's order."""
+        """Return the parts that came so far, in the header's order; none of a finished chord."""
 
     @abc.abstractmethod
     def finish_chord(
@@ -396,15 +401,16 @@ class Engine(abc.ABC):
         messages: Sequence[Message] = (),
         results: Sequence[Result] = (),
     ) -> bool:
-        """Delete the chord, publishing its callback in the same transaction.
+        """End the chord, publishing its callback in the same transaction.
 
         Says whether it was this call that did so. If another one did before, nothing is
-        published and nothing stored: of several dispatchers one wins.
+        published and nothing stored: of several dispatchers one wins. Of a chord that failed,
+        parts may still come; they do nothing any more, and the last of them is its very end.
         """
 
     @abc.abstractmethod
     def ready_chords(self, before: float) -> list[ChordPart]:
-        """Return one part of each chord that was complete before this instant (Unix time).
+        """Return one part of each unfinished chord that was complete before this (Unix time).
 
         Whoever was to finish them is dead.
         """

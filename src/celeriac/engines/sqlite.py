@@ -254,7 +254,8 @@ class SQLiteEngine(Engine):
         now = time.time()
         with self._write() as db:
             db.execute(self._sql["set_chord_size"], (group_id, size, now))
-            return self._is_complete(db, group_id, now)
+            self._drop_if_over(db, group_id)
+            return db.execute(self._sql["complete_chord_of_size"], (now, group_id)).rowcount > 0
 
     def add_to_chord(self, group_id: str) -> None:
         with self._write() as db:
@@ -274,7 +275,7 @@ class SQLiteEngine(Engine):
         results: Sequence[Result] = (),
     ) -> bool:
         with self._write() as db:
-            if not self._upkeep.drop_chord(db, group_id):
+            if not self._finish(db, group_id):
                 return False
             self._insert(db, messages)
             self._store(db, results)
@@ -538,11 +539,25 @@ class SQLiteEngine(Engine):
         fields = (part.group_id, part.member, part.place, part.meta)
         if not db.execute(self._sql["insert_part"], fields).rowcount:
             return False
-        db.execute(self._sql["count_part"], (part.group_id, part.callback, now))
-        return self._is_complete(db, part.group_id, now)
+        counted = (part.group_id, part.callback, now)
+        ((completed_at, all_came, finished),) = db.execute(self._sql["count_part"], counted)
+        if finished and all_came:
+            self._upkeep.drop_chord(db, part.group_id)
+        if completed_at is not None or not (all_came or part.failed):
+            return False
+        db.execute(self._sql["complete_chord"], (now, part.group_id))
+        return True
 
-    def _is_complete(self, db: sqlite3.Connection, group_id: str, now: float) -> bool:
-        return db.execute(self._sql["complete_chord"], (now, group_id)).rowcount > 0
+    def _finish(self, db: sqlite3.Connection, group_id: str) -> bool:
+        now = time.time()
+        if not db.execute(self._sql["finish_chord"], (now, group_id)).rowcount:
+            return False
+        self._drop_if_over(db, group_id)
+        return True
+
+    def _drop_if_over(self, db: sqlite3.Connection, group_id: str) -> None:
+        if db.execute(self._sql["is_chord_over"], (group_id,)).fetchone():
+            self._upkeep.drop_chord(db, group_id)
 
     # Workers
 

@@ -54,10 +54,10 @@ class Upkeep:
         for name in ("delete_queue", "delete_queue_bindings", "delete_lanes"):
             db.execute(self._sql[name], (queue,))
 
-    def drop_chord(self, db: sqlite3.Connection, group_id: str) -> bool:
-        """Delete a chord and its parts; say whether there was one."""
+    def drop_chord(self, db: sqlite3.Connection, group_id: str) -> None:
+        """Delete a chord and its parts."""
         db.execute(self._sql["delete_parts"], (group_id,))
-        return db.execute(self._sql["finish_chord"], (group_id,)).rowcount > 0
+        db.execute(self._sql["drop_chord"], (group_id,))
 
     def _delete_unused(self, db: sqlite3.Connection, used: Collection[str], now: float) -> None:
         """Delete the reply queues and mailboxes whose consumers are gone, and what expired."""

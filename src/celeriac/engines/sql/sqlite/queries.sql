@@ -198,27 +198,43 @@ ON CONFLICT (group_id) DO UPDATE SET extra = extra + 1, used_at = excluded.used_
 INSERT INTO celeriac_chord_parts (group_id, member, place, meta) VALUES (?, ?, ?, ?)
 ON CONFLICT DO NOTHING;
 
+-- A chord that is finished before all its parts have come has no callback any more, and goes with
+-- the last of them. (SQLite 3.40 takes IS NULL for false in the RETURNING of an upsert.)
 -- name: count_part
 INSERT INTO celeriac_chords (group_id, done, callback, used_at) VALUES (?, 1, ?, ?)
 ON CONFLICT (group_id) DO UPDATE SET
-    done = done + 1, callback = excluded.callback, used_at = excluded.used_at;
+    done = done + 1,
+    callback = CASE WHEN completed_at IS NULL OR callback IS NOT NULL THEN excluded.callback END,
+    used_at = excluded.used_at
+RETURNING completed_at, done >= size + extra, typeof(callback) = 'null';
 
--- Changes a row once in the life of a chord: for the one who is to dispatch its callback.
+-- Once in the life of a chord: for the one who is to dispatch its callback.
 -- name: complete_chord
+UPDATE celeriac_chords SET completed_at = ? WHERE group_id = ?;
+
+-- name: complete_chord_of_size
 UPDATE celeriac_chords SET completed_at = ?
 WHERE group_id = ? AND completed_at IS NULL AND done > 0 AND done >= size + extra;
 
 -- name: chord_parts
 SELECT p.group_id, p.member, p.place, p.meta, c.callback
 FROM celeriac_chord_parts p JOIN celeriac_chords c ON c.group_id = p.group_id
-WHERE p.group_id = ? ORDER BY p.place IS NULL, p.place, p.id;
+WHERE p.group_id = ? AND c.callback IS NOT NULL ORDER BY p.place IS NULL, p.place, p.id;
 
 -- name: ready_chords
 SELECT p.group_id, p.member, p.place, p.meta, c.callback
 FROM celeriac_chords c JOIN celeriac_chord_parts p ON p.group_id = c.group_id
-WHERE c.completed_at < ? GROUP BY p.group_id;
+WHERE c.completed_at < ? AND c.callback IS NOT NULL GROUP BY p.group_id;
 
 -- name: finish_chord
+UPDATE celeriac_chords SET callback = NULL, completed_at = coalesce(completed_at, ?)
+WHERE group_id = ? AND callback IS NOT NULL;
+
+-- name: is_chord_over
+SELECT 1 FROM celeriac_chords
+WHERE group_id = ? AND completed_at IS NOT NULL AND callback IS NULL AND done >= size + extra;
+
+-- name: drop_chord
 DELETE FROM celeriac_chords WHERE group_id = ?;
 
 -- name: delete_parts
