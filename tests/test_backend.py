@@ -501,15 +501,15 @@ def test_member_added_while_running_is_waited_for(
     assert len(callback_messages(engine)) == 1
 
 
-def test_failed_member_fails_the_callback_once_all_have_come(
+def test_failed_member_fails_the_callback_at_once(
     app: Celery, backend: EngineBackend, engine: Engine, callback: Any
 ) -> None:
     backend.set_chord_size("g", 2)
 
     finish_member(backend, callback, 0, ValueError("no"))
-    assert app.AsyncResult("callback").state == "PENDING"
-    finish_member(backend, callback, 1, "b")
 
+    assert app.AsyncResult("callback").state == "FAILURE"
+    finish_member(backend, callback, 1, KeyError("later"))
     with pytest.raises(ChordError) as raised:
         app.AsyncResult("callback").get(timeout=1)
     assert str(raised.value) == "Dependency member 0 raised ValueError('no')"
@@ -519,10 +519,11 @@ def test_failed_member_fails_the_callback_once_all_have_come(
 def test_errback_is_called_once(
     app: Celery, backend: EngineBackend, engine: Engine, callback: Any
 ) -> None:
-    backend.set_chord_size("g", 1)
+    backend.set_chord_size("g", 2)
     callback.link_error(app.signature("proj.on_error", app=app))
 
     finish_member(backend, callback, 0, ValueError("no"))
+    finish_member(backend, callback, 1, KeyError("later"))
 
     assert [info.task for info in engine.list_tasks()] == ["proj.on_error"]
 

@@ -18,6 +18,9 @@ it, for application factories. Everything else is Celery.
 #   control.py      revocations that outlast the workers
 #   transport.py    the long way: a kombu transport over an engine
 #   backend.py      the result backend over an engine
+#   brokers.py      what Redis and RabbitMQ take otherwise: translated, or warned of
+#   canvas.py       chords, and what follows when a task of a canvas fails
+#   dependents.py   what can never run because something before it failed
 #   worker/         claim, run, complete; what happens when a worker dies
 #   explain.py      why a task is not running, and what mends it
 #   collect.py      what a finishing task stores and sends, gathered into one commit

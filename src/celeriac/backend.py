@@ -1,13 +1,13 @@
-"""Celery's result backend over an engine: storing, waiting, groups, chords, expiry.
+"""Celery's result backend over an engine: storing, waiting, groups, expiry.
 
 What Celery encodes comes in as a task's state and result and goes out as
-:class:`~celeriac.engines.base.Result`. While a task finishes in our worker, its results and
-chord parts go to the :class:`~celeriac.collect.Collector` in force instead, to be recorded in
-the transaction that acknowledges the message. Waiting sleeps in the engine, which wakes it;
-:mod:`celeriac.explain` says when it is in vain.
+:class:`~celeriac.engines.base.Result`. While a task finishes in our worker, its result goes to
+the :class:`~celeriac.collect.Collector` in force instead, to be recorded in the transaction that
+acknowledges the message. Waiting sleeps in the engine, which wakes it; :mod:`celeriac.explain`
+says when it is in vain.
 
-A chord is counted in the database. Whoever brings the last part has its callback sent by
-:meth:`EngineBackend.chord_ready`; there is no ``chord_unlock`` task.
+What becomes of the rest of a canvas when one of its tasks ends is told in
+:mod:`celeriac.canvas`.
 """
 
 from __future__ import annotations
@@ -24,26 +24,19 @@ from time import monotonic
 from time import time
 from typing import Any
 
-from celery import maybe_signature
 from celery import states
-from celery.backends.base import BaseBackend
-from celery.exceptions import ChordError
 from celery.exceptions import ImproperlyConfigured
 from celery.exceptions import TimeoutError
-from celery.result import GroupResult
 from celery.result import result_from_tuple
 from celery.result import ResultSet
-from celery.utils.functional import _regen as generator_type  # type: ignore[attr-defined]
-from celery.utils.log import get_logger
-from kombu.utils.encoding import ensure_bytes
 
 from . import collect
+from .canvas import CanvasBackend
 from .collect import Collector
 from .engines import Engine
 from .engines import EngineConfigurationError
 from .engines import is_engine_url
 from .engines import open_engine
-from .engines.base import ChordPart
 from .engines.base import Result
 from .exceptions import EngineError
 from .exceptions import TaskFailure
@@ -60,13 +53,8 @@ MAX_SLEEP = 60.0
 #: How many of those that are waited for are looked at to find out whether it is in vain.
 LOOKED_AT = 10
 
-logger = get_logger(__name__)
 
-# The published stubs know half of what a backend inherits, so it is taken as untyped.
-_BaseBackend: Any = BaseBackend
-
-
-class EngineBackend(_BaseBackend):  # type: ignore[misc]
+class EngineBackend(CanvasBackend):
     """The result backend of one Celery app over the engine that ``url`` names."""
 
     supports_native_join = True
@@ -161,9 +149,6 @@ class EngineBackend(_BaseBackend):  # type: ignore[misc]
             if failure_expires is not None:
                 expires = self.prepare_expires(failure_expires, float)
         return time() + expires if expires else None
-
-    def _pack(self, value: Any) -> bytes:
-        return bytes(ensure_bytes(self.encode(value)))
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         """Say whether an operation that failed like this may succeed later."""
@@ -351,112 +336,6 @@ class EngineBackend(_BaseBackend):  # type: ignore[misc]
     def _delete_group(self, group_id: str) -> None:
         self.engine.delete_group(group_id)
 
-    # Chords
-
-    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
-        """Prepare for a chord whose header is about to be sent.
-
-        The structure of a header of groups is kept, because the callback gets the results in it.
-        """
-        self.ensure_chords_allowed()
-        # A header from a generator is not looked into: that would run it.
-        if not isinstance(header_result_args[1], generator_type):
-            header = self.app.GroupResult(*header_result_args)
-            if any(isinstance(member, GroupResult) for member in header.results):
-                self.save_group(header.id, header)
-
-    def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Say how many parts complete the chord. Celery knows once the last one is being sent."""
-        if self.engine.set_chord_size(group_id, chord_size):
-            self.chord_ready(self.engine.chord_parts(group_id)[0])
-
-    def add_to_chord(self, chord_id: str, result: Any) -> None:
-        """Expect one part more."""
-        self.engine.add_to_chord(chord_id)
-
-    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
-        """Count a finished member of a chord's header; send the callback after the last."""
-        if not request.group or not request.id:
-            return
-        collector = collect.current(self.engine)
-        part = ChordPart(
-            request.group,
-            member=f"{request.id}:{request.group_index}",
-            place=request.group_index,
-            meta=self._part_meta(collector, request.id, state, result),
-            callback=self._pack(request.chord),
-        )
-        if collector is not None:
-            collector.parts.append(part)
-        else:
-            self._join(part)
-
-    def chord_ready(self, part: ChordPart) -> bool:
-        """Send a complete chord's callback, or run its errbacks; say if it was this call's doing.
-
-        Publishing and the end of the chord are one transaction if this engine is the broker,
-        too. With another broker the callback is published first: it may come twice if the
-        process dies in between, but not never.
-
-        :param part: any of the chord's parts.
-        """
-        with collect.collecting(Collector(self.engine, closing=True)) as collected:
-            self._send_callback(part)
-        # The callback itself may be a member of another chord, and have failed. Counted first:
-        # a part that is counted twice does no harm, one that is lost does.
-        for outer in collected.parts:
-            self._join(outer)
-        won = self.engine.finish_chord(part.group_id, collected.messages, collected.results)
-        self.engine.delete_group(part.group_id)
-        return won
-
-    def _join(self, part: ChordPart) -> None:
-        if self.engine.join_chord(part):
-            self.chord_ready(part)
-
-    def _part_meta(
-        self, collector: Collector | None, task_id: str, state: str, result: Any
-    ) -> bytes:
-        if collector is not None and collector.results:
-            last = collector.results[-1]
-            if last.task_id == task_id and last.state == state:
-                return last.meta
-        encoded = self.encode_result(result, state)
-        return self._pack({"status": state, "result": encoded, "task_id": task_id})
-
-    def _send_callback(self, part: ChordPart) -> None:
-        callback = maybe_signature(self.decode(part.callback), app=self.app)
-        try:
-            results = self._header_results(part.group_id)
-        except ChordError as exc:
-            logger.exception("Chord %r raised: %r", part.group_id, exc)
-            self.chord_error_from_stack(callback, exc)
-            return
-        except Exception as exc:
-            logger.exception("Chord %r raised: %r", part.group_id, exc)
-            self.chord_error_from_stack(callback, _chord_error(f"Join error: {exc!r}", exc))
-            return
-        try:
-            self._publish(callback, results)
-        except Exception as exc:
-            logger.exception("Chord callback for %r raised: %r", part.group_id, exc)
-            self.chord_error_from_stack(callback, _chord_error(f"Callback error: {exc!r}", exc))
-
-    def _publish(self, callback: Any, results: list[Any]) -> None:
-        retry = getattr(self.app.amqp, "_retry_publish", None)  # Celery 5.7 and later
-        if retry is not None:
-            retry(callback.delay, results)
-        else:
-            callback.delay(results)
-
-    def _header_results(self, group_id: str) -> list[Any]:
-        metas = [self.decode_result(part.meta) for part in self.engine.chord_parts(group_id)]
-        values = [_value(meta) for meta in metas]
-        header = self.restore_group(group_id, cache=False)
-        if header is None:
-            return values
-        return _arranged(header, {meta["task_id"]: meta["result"] for meta in metas})
-
 
 class _Wait:
     """The clock of one wait: its deadline, its intervals, and the look whether it is in vain."""
@@ -516,29 +395,6 @@ def _is_final(collector: Collector, task_id: str, state: str) -> bool:
     if collector.closing:
         return True
     return task_id == collector.task_id and (state in states.READY_STATES or state == states.RETRY)
-
-
-def _value(meta: dict[str, Any]) -> Any:
-    """Return the result of a chord's member, or raise what Celery raises for a failed one."""
-    value = meta["result"]
-    if meta["status"] in states.PROPAGATE_STATES:
-        raise _chord_error(f"Dependency {meta['task_id']} raised {value!r}", value)
-    return value
-
-
-def _arranged(header: Any, values: dict[str, Any]) -> list[Any]:
-    """Return the values in the structure of a header that has groups in it."""
-    return [
-        _arranged(member, values) if isinstance(member, ResultSet) else values[member.id]
-        for member in header.results
-    ]
-
-
-def _chord_error(message: str, cause: Any) -> ChordError:
-    error = ChordError(message)
-    if isinstance(cause, Exception):
-        error.__cause__ = cause
-    return error
 
 
 def _program(app: Any) -> Program:

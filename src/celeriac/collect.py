@@ -36,6 +36,19 @@ class Collector:
         self.messages: list[Message] = []
         self.parts: list[ChordPart] = []
 
+    def fail(self) -> bool:
+        """Collect everything from now on, for the task has failed; say if it had not succeeded.
+
+        What was collected of callbacks is dropped: Celery sends them before it stores the
+        result, and that is what failed. What goes under the task's own id is its retry.
+        """
+        if any(each.task_id == self.task_id and each.state == "SUCCESS" for each in self.results):
+            return False
+        if self.closing:
+            self.messages = [each for each in self.messages if each.task_id == self.task_id]
+        self.closing = True
+        return True
+
 
 _current: ContextVar[Collector | None] = ContextVar("celeriac_collector", default=None)
 

@@ -19,8 +19,11 @@ from typing import NamedTuple
 from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery import signals
+from celery import states
 from celery.app.task import Context
+from celery.app.trace import build_tracer
 from celery.app.trace import LOG_RECEIVED
+from celery.exceptions import Ignore
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.worker import state
@@ -30,8 +33,10 @@ from kombu.message import Message as KombuMessage
 from kombu.serialization import loads
 from kombu.serialization import prepare_accept_content
 
+from celeriac import coroutines
 from celeriac.collect import collecting
 from celeriac.collect import Collector
+from celeriac.collect import current
 from celeriac.engines import Engine
 from celeriac.engines.base import Action
 from celeriac.engines.base import Delivery
@@ -132,11 +137,24 @@ class Requests:
         if info is None:
             self._send_event(delivery, "task-succeeded", result=retstr, runtime=runtime)
             return
+        if info.state == states.IGNORED:
+            self._ignore(delivery, info.retval, context)
         request = self.as_request(delivery, envelope, action)
         if isinstance(info.retval, Reject):
             self._reject(request, info.retval, retval)
         else:
             request.on_failure(retval, return_ok=True)
+
+    def _ignore(self, delivery: Delivery, exc: Ignore, context: dict[str, Any]) -> None:
+        """Let nothing wait for a task that called itself off, unless it goes on as another."""
+        collector = current(self._engine)
+        backend = self._app.tasks[delivery.task].backend
+        # celery.app.task.Task.on_replace() leaves no other trace than this text.
+        goes_on = exc.args == ("Replaced by new task",) or (
+            collector and any(each.task_id == delivery.task_id for each in collector.messages)
+        )
+        if not goes_on and hasattr(backend, "mark_as_ignored"):
+            backend.mark_as_ignored(Context(context))
 
     def _reject(self, request: Request, exc: Any, einfo: ExceptionInfo) -> None:
         """Reject the message. The task fails, unless it is to run again.
