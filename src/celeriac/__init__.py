@@ -27,6 +27,7 @@ it, for application factories. Everything else is Celery.
 #   envelope.py     Celery's message protocol, as an engine stores it
 #   stock.py        the classes of Celery that ours derive from, in every version
 #   engines/        the seam (base.py), and one database behind it per module
+#   warning.py      who a warning is for
 #   exceptions.py   what can go wrong
 #
 # A task's life reads in that order: task → publish → engines → worker → backend.

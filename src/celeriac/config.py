@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
-import warnings
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -34,7 +32,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from .engines import is_engine_url
 from .engines import open_engine
-from .exceptions import ConfigurationWarning
+from .warning import warn
 
 #: Keys of a Flask config under which a mapping of settings may stand. The second is what Flask's
 #: documentation used in versions 2.1 and 2.2.
@@ -94,7 +92,7 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for given in _own(sorted(_all_given(config), key=lambda given: given.rank)):
         first = found.setdefault(given.name, given)
         if first.value != given.value:
-            _warn(
+            warn(
                 f"{first.spelling} and {given.spelling} set {given.name} to different values: "
                 f"{first.spelling} is used. Remove the other."
             )
@@ -159,23 +157,7 @@ def _own(settings: list[_Given]) -> Iterator[_Given]:
 def _warn_unknown(spelling: str, key: str, names: Iterable[str]) -> None:
     nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
     advice = f"did you mean {nearest[0]}?" if nearest else "see Celery's list of settings."
-    _warn(f"Celery has no setting {spelling}: {advice}")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, ConfigurationWarning, stacklevel=_callers_level())
-
-
-def _callers_level() -> int:
-    """Return the stack level of the first frame that is neither ours nor Celery's."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _is_inside(module: str) -> bool:
-    return module.partition(".")[0] in ("celeriac", "celery")
+    warn(f"Celery has no setting {spelling}: {advice}")
 
 
 class Configuration(Settings):

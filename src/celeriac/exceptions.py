@@ -54,7 +54,7 @@ class TaskFailure(Exception):
 
 
 class ConfigurationWarning(UserWarning):
-    """A setting is unknown, or given twice with different values."""
+    """A setting is unknown, is given twice with different values, or is needed by a call."""
 
 
 class WaitingWarning(UserWarning):

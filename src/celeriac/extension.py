@@ -32,6 +32,7 @@ from flask.cli import ScriptInfo
 
 from . import context
 from . import stock
+from .brokers import for_reading
 from .config import check_urls
 from .config import Configuration
 from .config import make_folder
@@ -294,7 +295,8 @@ class Celeriac(stock.Celery[Task[..., Any]]):
 
     def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:
         self._require_broker(url)
-        return super().connection_for_read(url, **kwargs)
+        url = url or self.conf.broker_read_url
+        return super().connection_for_read(url, **for_reading(self.conf, url, kwargs))
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         self._require_broker(url)

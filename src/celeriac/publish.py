@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from kombu.transport import get_transport_cls
 
 from . import collect
+from .brokers import CautiousSender
 from .engines import Engine
 from .engines import EngineError
 from .engines import open_engine
@@ -35,6 +36,10 @@ class AMQP(amqp.AMQP):
     def engine(self) -> Engine:
         """The engine that is the broker, where one is."""
         return open_engine(self.app.conf.broker_write_url)
+
+    def _create_task_sender(self) -> Any:
+        send = super()._create_task_sender()
+        return send if self.app.uses_engine else CautiousSender(send, self.app.conf)
 
     def _retry_publish(self, publish: Any, *args: Any, **kwargs: Any) -> Any:
         """Send a callback or the next step of a chain, with the outcome of the task before it.

@@ -11,11 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import signals
 from celery.concurrency import get_implementation
+from celery.utils.log import get_logger
 
+from celeriac.brokers import worker_cautions
 from celeriac.engines import EngineConfigurationError
 from celeriac.engines import is_engine_url
 from celeriac.engines import open_engine
+
+logger = get_logger(__name__)
 
 _POOLS = {
     "celery.concurrency.prefork:TaskPool": "celeriac.worker.prefork:ProcessPool",
@@ -31,6 +36,7 @@ def choose_parts(sender: Any, **kwargs: Any) -> None:
     nothing was made of it yet. A pool or consumer that the user chose is kept.
     """
     if not is_engine_url(sender.app.conf.broker_read_url):
+        signals.worker_ready.connect(_tell_cautions, weak=False, dispatch_uid=__name__)
         return
     pool = get_implementation(sender.pool_cls)
     ours = _POOLS.get(f"{pool.__module__}:{pool.__qualname__}")
@@ -40,6 +46,12 @@ def choose_parts(sender: Any, **kwargs: Any) -> None:
     sender.pool_cls = get_implementation(ours)
     sender.consumer_cls = "celeriac.worker.consumer:Consumer"
     sender.autoscaler_cls = "celeriac.worker.autoscale:Autoscaler"
+
+
+def _tell_cautions(sender: Any, **kwargs: Any) -> None:
+    if hasattr(sender.app, "flask_app"):
+        for caution in worker_cautions(sender.app):
+            logger.warning(caution)
 
 
 def _check(url: str) -> None:
