@@ -125,7 +125,7 @@ def redis_url(redis_server: str) -> Iterator[str]:
         client.flushall()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def amqp_url() -> str:
     """Return the URL of a RabbitMQ, which is shared: use ``queue_name``, and delete it."""
     url = os.environ.get("CELERIAC_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")

@@ -13,28 +13,45 @@ from types import ModuleType
 from typing import Any
 
 from celery import _state
+from kombu import Connection
 from programs import celery_command
 from programs import Program
 from waiting import wait_until
 
 HERE = Path(__file__).parent / "contract"
-#: The same promises kept by Celery itself: ``CELERIAC_TEST_REFERENCE=redis://… pytest``.
-REFERENCE = os.environ.get("CELERIAC_TEST_REFERENCE")
+#: By what the scheme of its URL says, the broker of a contract.
+BROKERS = {"sqlite": "sqlite", "redis": "redis", "amqp": "rabbitmq"}
 
 
 class Contract:
-    """The program as its caller sees it, with what it wrote into its journal."""
+    """The program as its caller sees it, with what it wrote into its journal.
 
-    def __init__(self, folder: Path, url: str, pool: str) -> None:
-        self.folder, self.url, self.pool = folder, url, pool
+    :param results: where they are kept, if not in the broker.
+    :param queue: begins the name of every queue and exchange, for brokers that tests share.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        pool: str,
+        *,
+        results: str | None = None,
+        queue: str = "celery",
+    ) -> None:
+        self.folder, self.url, self.pool, self.queue = folder, url, pool, queue
+        self.broker = BROKERS[url.partition("://")[0]]
         self.env = {
             "CONTRACT_FOLDER": str(folder),
             "CONTRACT_URL": url,
+            "CONTRACT_RESULTS": results or url,
+            "CONTRACT_QUEUE": queue,
             "PYTHONPATH": os.pathsep.join(
                 [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
         }
         self._started = 0
+        self._new_queues: list[str] = []
         self.program: Any = self._load()
 
     def start(
@@ -73,6 +90,11 @@ class Contract:
         """Return the name of something that no other test waits for or writes."""
         return uuid.uuid4().hex[:8]
 
+    def new_queue(self) -> str:
+        """Return the name of a queue that no other test uses, and no worker yet."""
+        self._new_queues.append(f"{self.queue}-{self.new_key()}")
+        return self._new_queues[-1]
+
     def let_go(self, key: str) -> None:
         """Let the tasks that wait for ``key`` end."""
         (self.folder / key).touch()
@@ -83,9 +105,28 @@ class Contract:
             lambda: self.journal(*words), timeout, message=lambda: f"{words} in the journal"
         )[0]
 
+    def close(self) -> None:
+        """Close the program's connections, and delete what it declared on a broker of others."""
+        app = self.program.celery
+        if self.broker != "sqlite":
+            app.backend.result_consumer.stop()
+            app.backend.client.close()
+            for pool in (app.amqp.producer_pool, app.pool):
+                pool.force_close_all()
+        app.close()
+        if self.broker == "rabbitmq":
+            queues = [*app.amqp.queues, *self._new_queues]
+            exchanges = [f"{self.queue}{end}" for end in ("ev", ".pidbox")]
+            with Connection(self.url) as connection:
+                for queue in queues:
+                    connection.default_channel.queue_delete(queue)
+                for name in [*queues, *exchanges, f"reply.{self.queue}.pidbox"]:
+                    connection.default_channel.exchange_delete(name)
+
     def _load(self) -> ModuleType:
         shared = set(_state._on_app_finalizers)
-        os.environ.update({name: self.env[name] for name in ("CONTRACT_FOLDER", "CONTRACT_URL")})
+        names = [name for name in self.env if name.startswith("CONTRACT_")]
+        os.environ.update({name: self.env[name] for name in names})
         try:
             path = HERE / "contract_program.py"
             spec = importlib.util.spec_from_file_location("contract_program", path)
@@ -98,12 +139,10 @@ class Contract:
         finally:
             # Or the next app of this process would have the tasks of this one.
             _state._on_app_finalizers.intersection_update(shared)
-            del os.environ["CONTRACT_FOLDER"], os.environ["CONTRACT_URL"]
+            for name in names:
+                del os.environ[name]
 
 
-def make_contract(folder: Path, pool: str) -> Contract:
-    """Return a contract over a queue of its own."""
-    if pool == "reference":
-        assert REFERENCE is not None
-        return Contract(folder, REFERENCE, pool)
-    return Contract(folder, f"sqlite:///{folder}/queue.sqlite3?durability=normal", pool)
+def make_contract(folder: Path, pool: str, **options: Any) -> Contract:
+    """Return a contract over a queue file of its own."""
+    return Contract(folder, f"sqlite:///{folder}/queue.sqlite3?durability=normal", pool, **options)

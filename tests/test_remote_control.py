@@ -365,7 +365,7 @@ _ASKED = "ping active registered scheduled reserved stats revoked active_queues 
 def test_answers_have_the_shape_of_those_on_redis(
     contract: Contract, inspect: Any, tasks: Any, redis_url: str, tmp_path: Path
 ) -> None:
-    stock = Contract(tmp_path, redis_url, "reference")
+    stock = Contract(tmp_path, redis_url, "prefork")
     sys.modules["contract_program"] = contract.program
     worker = stock.start("-c", "2")
     try:

@@ -20,15 +20,20 @@ from flask import Flask
 from celeriac import make_celery
 
 FOLDER = Path(os.environ["CONTRACT_FOLDER"])
-URL = os.environ["CONTRACT_URL"]
+QUEUE = os.environ["CONTRACT_QUEUE"]
 
 flask_app = Flask(__name__, instance_path=str(FOLDER / "instance"))
 flask_app.config["CELERY"] = {
-    "broker_url": URL,
-    "result_backend": URL,
+    "broker_url": os.environ["CONTRACT_URL"],
+    "result_backend": os.environ["CONTRACT_RESULTS"],
     "result_extended": True,
     "task_send_sent_event": True,
-    "task_routes": {"contract_program.elsewhere": {"queue": "elsewhere"}},
+    "task_routes": {"contract_program.elsewhere": {"queue": f"{QUEUE}-elsewhere"}},
+    "task_default_queue": QUEUE,
+    "task_queue_max_priority": 10,
+    "control_exchange": QUEUE,
+    "event_exchange": f"{QUEUE}ev",
+    "event_queue_prefix": f"{QUEUE}ev",
     **json.loads(os.environ.get("CONTRACT_CONF", "{}")),
 }
 celery = make_celery(flask_app)
@@ -199,10 +204,36 @@ def elsewhere() -> str:
     return "elsewhere"
 
 
+def loop(seconds: float) -> None:
+    """Pass the time in Python, where a thread can be interrupted."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@celery.task
+def looping(seconds: float) -> str:
+    loop(seconds)
+    return "through"
+
+
+@celery.task
+def outliving(key: str, seconds: float) -> str:
+    """End well, whatever is raised meanwhile."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.02)
+        except BaseException as exc:
+            journal("raised", key, type(exc).__name__)
+    journal("outlived", key)
+    return "late"
+
+
 @celery.task(soft_time_limit=0.3)
 def soft_caught() -> str:
     try:
-        time.sleep(10)
+        loop(10)
     except SoftTimeLimitExceeded:
         return "caught"
     return "too late"
@@ -210,7 +241,7 @@ def soft_caught() -> str:
 
 @celery.task(soft_time_limit=0.3)
 def soft() -> None:
-    time.sleep(10)
+    loop(10)
 
 
 @celery.task(time_limit=0.3)
@@ -264,7 +295,8 @@ class Hooked(celery.Task):  # type: ignore[name-defined, misc]
 @celery.task(base=Hooked, bind=True, max_retries=1)
 def hooked(self: Any, way: str) -> None:
     if way == "retry" and not self.request.retries:
-        raise self.retry(countdown=0)
+        # Not at once: a stock worker may run it again before it has stored that it will.
+        raise self.retry(countdown=0.2)
     if way == "fail":
         raise ValueError("no")
 

@@ -61,7 +61,7 @@ def test_autoscale(tasks: Any, contract: Contract, start: Start) -> None:
 
 
 def test_queues_and_excluded_queues(tasks: Any, contract: Contract, start: Start) -> None:
-    worker = start("-c", "1", "-Q", "celery,elsewhere,third", "-X", "third")
+    worker = start("-c", "1", "-Q", "celery,celery-elsewhere,third", "-X", "third")
 
     assert tasks.elsewhere.delay().get(timeout=SOON) == "elsewhere"
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
