@@ -954,6 +954,21 @@ class TestRevocation:
         engine.revoke(["b"])
         engine.revoke(["a"])
 
+        assert list(engine.revocations().task_ids) == ["b", "a"]
+
+    def test_revoked_stamps_are_told(self, engine: Engine, stranger: Engine) -> None:
+        assert engine.revocations(["a"]) == ([], {})
+
+        stranger.revoke(stamps={"customer": [7, "x"], "run": ["r"]})
+        stranger.revoke(stamps={"customer": ["x", "y"]})
+
+        told = engine.revocations(["a"])
+        assert told == ([], {"customer": [7, "x", "y"], "run": ["r"]})
+        assert engine.revocations(["a"]).stamps is told.stamps
+
+    def test_revocations_end_long_after(self, engine: Engine) -> None:
+        engine.revoke(["a"], {"customer": [7]})
+
         engine.maintain(time.time() + 29 * 86400)
         assert engine.revocations(["a"]) == (["a"], {"customer": [7]})
         engine.maintain(time.time() + 31 * 86400)
@@ -1011,21 +1026,6 @@ class TestSchedules:
     """``save_entries``, ``get_entries``, ``record_run``: what is due is sent once."""
 
     def test_a_new_entry_counts_from_its_start(self, engine: Engine, stranger: Engine) -> None:
-        assert list(engine.revocations().task_ids) == ["b", "a"]
-
-    def test_revoked_stamps_are_told(self, engine: Engine, stranger: Engine) -> None:
-        assert engine.revocations(["a"]) == ([], {})
-
-        stranger.revoke(stamps={"customer": [7, "x"], "run": ["r"]})
-        stranger.revoke(stamps={"customer": ["x", "y"]})
-
-        told = engine.revocations(["a"])
-        assert told == ([], {"customer": [7, "x", "y"], "run": ["r"]})
-        assert engine.revocations(["a"]).stamps is told.stamps
-
-    def test_revocations_end_long_after(self, engine: Engine) -> None:
-        engine.revoke(["a"], {"customer": [7]})
-
         saved = engine.save_entries("app", {"é": 100.25, "often": 200.0})
 
         assert saved == {"é": Entry("app", "é", 100.25), "often": Entry("app", "often", 200.0)}

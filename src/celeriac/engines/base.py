@@ -205,8 +205,6 @@ class TaskInfo(NamedTuple):
     expires_at: float | None = None
 
 
-class Entry(NamedTuple):
-    """An entry of a schedule, and when its task was sent last."""
 class Revocations(NamedTuple):
     """What was called off."""
 
@@ -217,6 +215,8 @@ class Revocations(NamedTuple):
     stamps: Mapping[str, Sequence[Any]] = {}
 
 
+class Entry(NamedTuple):
+    """An entry of a schedule, and when its task was sent last."""
 
     #: Whose schedule: several may stand in one database.
     schedule: str
@@ -429,6 +429,12 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
+    def revocations(self, task_ids: Collection[str] | None = None) -> Revocations:
+        """Return what was called off: those among ``task_ids``, or all; and every stamp.
+
+        Costs next to nothing as long as nothing was called off.
+        """
+
     def revoked(self, task_ids: Collection[str]) -> set[str]:
         """Return those among ``task_ids`` that were called off by their ids."""
         return set(self.revocations(task_ids).task_ids)
@@ -444,12 +450,6 @@ class Engine(abc.ABC):
     # Schedules
 
     @abc.abstractmethod
-    def revocations(self, task_ids: Collection[str] | None = None) -> Revocations:
-        """Return what was called off: those among ``task_ids``, or all; and every stamp.
-
-        Costs next to nothing as long as nothing was called off.
-        """
-
     def save_entries(self, schedule: str, starts: Mapping[str, float]) -> dict[str, Entry]:
         """Make these the entries of a schedule, and return what is stored of each.
 

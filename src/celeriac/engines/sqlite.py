@@ -294,14 +294,13 @@ class SQLiteEngine(Engine):
         stamps: Mapping[str, Iterable[Any]] | None = None,
     ) -> None:
         now = time.time()
-        with self._write() as db:
         pairs = [
             (stamp, json.dumps(value), now)
             for stamp, values in (stamps or {}).items()
             for value in values
         ]
+        with self._write() as db:
             db.executemany(self._sql["revoke"], [(task_id, now) for task_id in task_ids])
-
             db.executemany(self._sql["revoke_stamp"], pairs)
 
     def revocations(self, task_ids: Collection[str] | None = None) -> Revocations:
@@ -327,6 +326,7 @@ class SQLiteEngine(Engine):
             rows = db.execute(self._sql[name], parameters).fetchall()
             db.executemany(self._sql["delete_scheduled"], [(row[3], row[2]) for row in rows])
             return self._claim(db, [row[:3] for row in rows], NOBODY, ITSELF, parameters["now"])
+
     def _load_stamps(self) -> dict[str, list[Any]]:
         stamps: dict[str, list[Any]] = {}
         for stamp, value in self._rows("revoked_stamps"):

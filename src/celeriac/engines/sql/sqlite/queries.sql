@@ -248,6 +248,12 @@ SELECT group_id FROM celeriac_chords WHERE used_at < ? LIMIT 1000;
 -- name: revoke
 INSERT INTO celeriac_revoked (task_id, revoked_at) VALUES (?, ?) ON CONFLICT DO NOTHING;
 
+-- name: revoke_stamp
+INSERT INTO celeriac_revoked_stamps (stamp, value, revoked_at) VALUES (?, ?, ?)
+ON CONFLICT DO NOTHING;
+
+-- Asked by every claimant for each batch: whether there are any, and whether the stamps are
+-- still those that it has in mind.
 -- name: any_revoked
 SELECT EXISTS (SELECT 1 FROM celeriac_revoked),
        (SELECT min(id) FROM celeriac_revoked_stamps),
@@ -256,6 +262,13 @@ SELECT EXISTS (SELECT 1 FROM celeriac_revoked),
 -- name: revoked
 SELECT task_id FROM celeriac_revoked WHERE task_id IN (SELECT value FROM json_each(?));
 
+-- name: all_revoked
+SELECT task_id FROM celeriac_revoked ORDER BY revoked_at;
+
+-- name: revoked_stamps
+SELECT stamp, value FROM celeriac_revoked_stamps ORDER BY id;
+
+-- A task may be due later than revocations are kept.
 -- name: expire_revoked
 DELETE FROM celeriac_revoked
 WHERE revoked_at < ? AND NOT EXISTS (
@@ -289,25 +302,12 @@ INSERT INTO celeriac_workers
     (id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at)
 VALUES (:id, :hostname, :pid, :queues, :tasks, :concurrency, :now, :now)
 ON CONFLICT (id) DO UPDATE SET
--- name: revoke_stamp
-INSERT INTO celeriac_revoked_stamps (stamp, value, revoked_at) VALUES (?, ?, ?)
-ON CONFLICT DO NOTHING;
-
--- Asked by every claimant for each batch: whether there are any, and whether the stamps are
--- still those that it has in mind.
     hostname = excluded.hostname, pid = excluded.pid, queues = excluded.queues,
     tasks = excluded.tasks, concurrency = excluded.concurrency,
     heartbeat_at = excluded.heartbeat_at
 RETURNING number;
 
 -- name: heartbeat
--- name: all_revoked
-SELECT task_id FROM celeriac_revoked ORDER BY revoked_at;
-
--- name: revoked_stamps
-SELECT stamp, value FROM celeriac_revoked_stamps ORDER BY id;
-
--- A task may be due later than revocations are kept.
 UPDATE celeriac_workers SET heartbeat_at = ? WHERE id = ?;
 
 -- While a worker's claims wait to be judged, its row tells whose they were.
