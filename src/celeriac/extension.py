@@ -31,6 +31,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from . import context
+from . import coroutines
 from . import stock
 from .brokers import for_reading
 from .config import check_urls
@@ -253,10 +254,19 @@ class Celeriac(stock.Celery[Task[..., Any]]):
         return cast("Task[P, R]", self.tasks.get(task.name) or self._declare_like(task))
 
     def _task_from_fun(self, fun: Any, name: str | None = None, *args: Any, **options: Any) -> Any:
+        if coroutines.is_generator_function(fun):
+            raise TypeError(coroutines.why_refused(name or fun.__name__, fun))
         task: Any = super()._task_from_fun(fun, name, *args, **options)
         if getattr(task, "declared", None) is None:
             task.declared = (fun, options)
+        coroutines.adapt(task)
         return task
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Take in a task that was declared as a class."""
+        registered = super().register_task(task, **options)
+        coroutines.adapt(registered)
+        return registered
 
     def _declare_like(self, task: Any) -> Any:
         declared = getattr(task, "declared", None)

@@ -31,8 +31,10 @@ from flask import has_app_context
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
+from . import coroutines
 from . import stock
 from .context import app_context
+from .coroutines import is_coroutine
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
@@ -65,19 +67,27 @@ class Task(stock.Task[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the task here and now, in the caller's app context.
 
-        A caller without any gets one of the task's own app for the length of the call.
+        A caller without any gets one of the task's own app for the length of the call. That of
+        an ``async def`` task returns its coroutine, as the call of any ``async def`` does.
         """
         request: Any = self.request_stack.top
         if request is not None and not (request.called_directly or request._protected):
             # Celery's tracer, not a caller: the request is the task's own. A second call in the
             # same request is the task calling itself.
             request._protected = 1
-            return self.run(*args, **kwargs)
+            result: Any = self.run(*args, **kwargs)
+            # A plain function that returns what an `async def` gave it, say.
+            if is_coroutine(result):
+                result = coroutines.finish(self, result)
+            return cast("R", result)
         app = None if has_app_context() else getattr(self.app, "flask_app", None)
         if app is None:
             return super().__call__(*args, **kwargs)
         with app_context(app):
-            return super().__call__(*args, **kwargs)
+            result = super().__call__(*args, **kwargs)
+        if is_coroutine(result):
+            return cast("R", coroutines.within(app_context(app), result))
+        return cast("R", result)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Enqueue the task with these arguments; when this returns, the message is stored.
@@ -128,16 +138,6 @@ class Task(stock.Task[P, R]):
         ) -> Signature[R]: ...
         def s(self, *args: Any, **kwargs: Any) -> Signature[R]: ...
 
-    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
-        """Return the result of an earlier call, by its id."""
-        find: Any = super(Task, self._in_current_app()).AsyncResult
-        return cast("AsyncResult[R]", find(task_id, **kwargs))
-
-    def _in_current_app(self) -> Task[P, R]:
-        if not has_app_context():
-            return self
-        celery_app = current_app.extensions.get("celery")
-        if celery_app is None or celery_app is self._app:
     if not TYPE_CHECKING:  # The type of retry() stays Celery's.
 
         def retry(
@@ -172,6 +172,16 @@ class Task(stock.Task[P, R]):
             full_jitter=getattr(self, "retry_jitter", True),
         )
 
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
+        """Return the result of an earlier call, by its id."""
+        find: Any = super(Task, self._in_current_app()).AsyncResult
+        return cast("AsyncResult[R]", find(task_id, **kwargs))
+
+    def _in_current_app(self) -> Task[P, R]:
+        if not has_app_context():
+            return self
+        celery_app = current_app.extensions.get("celery")
+        if celery_app is None or celery_app is self._app:
             return self
         task_like = getattr(celery_app, "task_like", None)
         return self if task_like is None else task_like(self)

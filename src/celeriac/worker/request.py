@@ -85,6 +85,7 @@ class Requests:
         self._envelope: Envelope | Exception = ValueError("nothing was prepared")
         #: Default limits of the pool, for tasks that have none of their own.
         self.limits = Limits(None, None)
+        _adapt(app, hostname)
 
     def prepare(self, delivery: Delivery) -> Limits:
         """Unpack the next delivery; return its time limits: the caller's, the task's, the pool's.
@@ -262,6 +263,15 @@ class Requests:
     def _send_event(self, delivery: Delivery, type: str, **fields: Any) -> None:
         if self._sends_events(delivery):
             self.eventer.send(type, uuid=delivery.task_id, **fields)
+
+
+def _adapt(app: Celery, hostname: str) -> None:
+    """Let the ``async def`` tasks run of a Celery app that is not one of ours."""
+    for task in app.tasks.values():
+        if coroutines.adapt(task):
+            # Celery's tracer holds the function that it found when it was built.
+            trace = build_tracer(task.name, task, app.loader, hostname, app=app)
+            task.__trace__ = trace
 
 
 def delivery_info(delivery: Delivery, envelope: Envelope) -> dict[str, Any]:
