@@ -1,4 +1,4 @@
-"""What a child has before its loop starts, and how it comes to it: by fork, or as a thread.
+"""What a child has before its loop starts, and how a process comes to it.
 
 A child is set up as Celery sets up its own, by the same function (signals, logging, app,
 tracers, ``worker_process_init``), so that whatever hooks into that works.
@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -59,8 +60,18 @@ class Settings(NamedTuple):
     max_memory: int | None = None
 
 
-def make_claimant(settings: Settings, slot: int, orders: Callable[[], Orders]) -> Claimant:
-    """Put one child's loop together."""
+def make_claimant(
+    settings: Settings,
+    slot: int,
+    orders: Callable[[], Orders],
+    *,
+    pid: int,
+    door: threading.Lock | None = None,
+) -> Claimant:
+    """Put one child's loop together.
+
+    :param pid: what names the child; see :meth:`.pool.Pool.terminate_job`.
+    """
     app, engine, board = settings.app, settings.engine, settings.board
 
     def on_recorded(count: int, chords: Sequence[ChordPart]) -> None:
@@ -74,7 +85,7 @@ def make_claimant(settings: Settings, slot: int, orders: Callable[[], Orders]) -
 
     requests = make_requests(settings)
     engine.attend(settings.worker_id, slot)
-    board.enter(slot, os.getpid())
+    board.enter(slot, pid)
     return Claimant(
         engine,
         requests,
@@ -83,6 +94,7 @@ def make_claimant(settings: Settings, slot: int, orders: Callable[[], Orders]) -
         (settings.worker_id, slot),
         settings.tasks,
         _following(orders, app, requests),
+        door=door,
         max_tasks=settings.max_tasks,
         may_go_on=lambda: not _is_too_big(settings.max_memory),
     )
@@ -103,7 +115,7 @@ def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
     process_initializer(settings.app, settings.hostname)
     # The child pushes the app context itself; two signals a task cost 6 µs.
     context.disconnect()
-    claimant = make_claimant(settings, slot, _Pipe(orders_pipe).newest)
+    claimant = make_claimant(settings, slot, _Pipe(orders_pipe).newest, pid=os.getpid())
     signal.signal(SIG_SOFT_LIMIT, _soft_limit_handler(claimant))
     code = 1
     try:
@@ -120,12 +132,6 @@ def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def run_thread(settings: Settings, slot: int, orders: Callable[[], Orders]) -> None:
-    """Be a thread of the pool."""
-    settings.app.set_current()
-    make_claimant(settings, slot, orders).loop()
 
 
 class _Pipe:

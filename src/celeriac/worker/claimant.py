@@ -28,6 +28,8 @@ from .board import Board
 from .board import PARENT
 from .completion import Completer
 from .completion import LIMIT
+from .fence import Abandoned
+from .fence import Fence
 from .request import Requests
 
 logger = get_logger(__name__)
@@ -37,6 +39,10 @@ logger = get_logger(__name__)
 BATCH = 0.005
 #: How long to wait before asking again a database that refused (seconds).
 RETRY = 0.5
+#: How long a child that is to end goes on trying to record its outcomes (seconds).
+GRACE = 30.0
+#: After how long a child that waits for its turn to wait looks at its orders (seconds).
+TURN = 5.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Claimant:
     """One child's loop.
 
     :param orders: returns the parent's newest orders; asked before each claim.
+    :param door: lets one of those who share it wait at a time. A message then wakes one thread,
+        and the next in turn looks only when that one has claimed.
     :param max_tasks: end after so many tasks.
     :param may_go_on: asked between batches; the loop ends when it says no.
     """
@@ -91,22 +99,27 @@ class Claimant:
         tasks: frozenset[str],
         orders: Callable[[], Orders],
         *,
+        door: threading.Lock | None = None,
         max_tasks: int | None = None,
         may_go_on: Callable[[], bool] = lambda: True,
     ) -> None:
         self._engine = engine
         self._requests = requests
-        self._completer = completer
+        self.completer = completer
+        self.fence = Fence()
         self._board = board
         self._worker_id, self._slot = place
         self._tasks = tasks
         self._orders = orders
+        self._door = door
         self._max_tasks = max_tasks
         self._may_go_on = may_go_on
         self._pace = Pace()
         self._done = 0
         #: What is left of the batch: claimed and not started.
         self._rest: deque[Delivery] = deque()
+        #: What was claimed at the door.
+        self._ahead: list[Delivery] = []
         #: When the running task's soft time limit ends (monotonic seconds); 0 for never.
         self.soft_deadline = 0.0
         self._soft = 0.0
@@ -116,15 +129,14 @@ class Claimant:
         while not self._orders().stop and self._has_more() and self._may_go_on():
             if not self.step():
                 self.wait(1.0)
-        self._give_back()
-        self._completer.close()
+        self._wind_up()
 
     def step(self) -> bool:
         """Claim and run one batch; say whether there was anything to run."""
         try:
             self._give_back()
-            self._completer.flush()
-            deliveries = self._claim()
+            self.completer.flush()
+            deliveries, self._ahead = self._ahead or self._claim(), []
             if deliveries:
                 self._run(deliveries)
             return bool(deliveries)
@@ -134,11 +146,23 @@ class Claimant:
 
     def wait(self, timeout: float) -> None:
         """Sleep until there may be something to claim, or something to obey."""
+        if self._orders().stop:
+            return
+        if self._door is None:
+            self._sleep(timeout)
+        elif self._door.acquire(timeout=TURN):
+            try:
+                if self._sleep(timeout):
+                    self._claim_ahead()
+            finally:
+                self._door.release()
+
+    def _sleep(self, timeout: float) -> bool:
         orders = self._orders()
         if orders.stop:
-            return
+            return False
         try:
-            self._engine.wait_for_messages(
+            return self._engine.wait_for_messages(
                 orders.queues,
                 timeout,
                 tasks=self._tasks,
@@ -147,6 +171,14 @@ class Claimant:
             )
         except EngineError as exc:
             self._pause(exc)
+            return False
+
+    def _claim_ahead(self) -> None:
+        if not self._orders().stop:
+            try:
+                self._ahead = self._claim()
+            except EngineError as exc:
+                self._pause(exc)
 
     def _claim(self) -> list[Delivery]:
         orders = self._orders()
@@ -178,7 +210,7 @@ class Claimant:
         if count:
             self._pace.saw(count, time.monotonic() - began)
         self._give_back()
-        self._completer.flush()
+        self.completer.flush()
 
     def _give_back(self) -> None:
         """Release what is left of a batch; kept until that succeeds."""
@@ -195,7 +227,8 @@ class Claimant:
         return self._board.begin(self._slot, delivery.tag, began, soft, hard)
 
     def _run_one(self, delivery: Delivery, revoked: set[str]) -> None:
-        self._completer.stand_by()
+        self.completer.stand_by()
+        self.fence.enter(delivery.tag)
         self.soft_deadline = self._soft
         try:
             outcome = self._requests.run(delivery, delivery.task_id in revoked)
@@ -203,14 +236,33 @@ class Claimant:
             self._end(exc)
         finally:
             self.soft_deadline = 0.0
+        self.fence.leave(delivery.tag)
         self._board.end(self._slot, delivery.task)
-        self._completer.add(outcome)
+        self.completer.add(outcome)
 
     def _end(self, exc: BaseException) -> NoReturn:
         """The task ends the process: record what others did, and let it."""
+        if self.fence.taken:
+            raise Abandoned from exc
         with suppress(EngineError):
-            self._completer.flush()
+            self.completer.flush()
         raise exc
+
+    def _wind_up(self) -> None:
+        """Give back and record what is left, as long as that may take on a full disk."""
+        deadline = time.monotonic() + GRACE
+        self._rest.extend(self._ahead)
+        while True:
+            try:
+                self._give_back()
+                self.completer.close()
+                return
+            except EngineError as exc:
+                if time.monotonic() > deadline:
+                    lost = ", ".join(self.completer.waiting())
+                    logger.critical("These tasks ended, and count as lost with the child: %s", lost)
+                    raise
+                self._pause(exc)
 
     def _has_more(self) -> bool:
         return self._max_tasks is None or self._done < self._max_tasks

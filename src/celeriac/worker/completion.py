@@ -83,6 +83,10 @@ class Completer:
         if self._thread is not None:
             self._thread.join()
 
+    def waiting(self) -> list[str]:
+        """Return the ids of the tasks whose outcomes are not recorded."""
+        return [outcome.delivery.task_id for outcome in self._pending]
+
     def _is_late(self) -> bool:
         return time.monotonic() - self._oldest > WINDOW
 

@@ -1,39 +1,75 @@
 """What the pools have in common: children that claim, run and complete by themselves.
 
 Celery's worker makes a pool and a consumer. With a stock pool the consumer hands tasks over one
-by one; with one of these (:mod:`.prefork`, :mod:`.thread`, :mod:`.solo`) it hands over nothing.
-A pool here starts its children, tells them their orders, looks at the board what they do, and
-says whose deliveries are to be taken back when one dies.
+by one; with one of these (:mod:`.prefork`, :mod:`.thread`, :mod:`.gevent`, :mod:`.solo`) it hands
+over nothing. A pool here starts its children, tells them their orders, looks at the board what
+they do, keeps their time limits, and says whose deliveries are to be taken back when one dies.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from typing import Protocol
 
 from celery.concurrency.base import BasePool
+from celery.utils.log import get_logger
+
+from celeriac.engines import EngineError
 
 from .board import Activity
 from .board import SLOTS
 from .child import Settings
 from .claimant import Orders
+from .redelivery import COLD_SHUTDOWN
+
+logger = get_logger(__name__)
 
 #: A batch whose current task runs longer than this is handed to others (seconds).
 STUCK = 0.02
-#: Seconds between two looks at the board while something runs.
+#: Seconds between two looks at the board while something runs, and what each child adds to it.
 LOOK = 0.02
+LOOK_EACH = 0.0002
 #: The same while nothing runs. A child that then claims several at once wakes its parent.
 LOOK_IDLE = 0.25
 #: Time that the store buffers of other processors surely need to drain (seconds); see
 #: :meth:`Board.begin`.
 SETTLE = 0.001
+#: Seconds in which the same error is not told again.
+REPEAT = 60.0
+
+
+class Child(Protocol):
+    """One child of a pool, as its parent sees it."""
+
+    #: What names it: to remote control as ``worker_pid``, and in the log.
+    pid: int
+    #: The soft deadline that it was told of last (monotonic seconds).
+    soft_sent: float
+
+    def tell(self, orders: Orders) -> None:
+        """Bring orders to it."""
+
+    def soften(self, tag: int) -> bool:
+        """Raise a soft time limit in its task; say whether that was done, or is to be repeated."""
+
+    def end(self, tag: int, signum: int, reason: str) -> None:
+        """End it and the task that it runs; :meth:`why_dead` then gives the reason."""
+
+    def why_dead(self) -> str | None:
+        """Return why it is dead, or ``None`` while it lives."""
+
+    def close(self) -> None:
+        """Forget it. Until then what names it stays its own."""
 
 
 class Pool(BasePool):
-    """What the three pools have in common.
+    """What the pools have in common.
 
     The consumer calls :meth:`prepare` before the pool's children can claim anything, because
     only the consumer knows the queues; Celery starts pools first.
@@ -47,17 +83,27 @@ class Pool(BasePool):
     options: dict[str, Any]
     #: Whether children end and are replaced by and by: threads would not give memory back.
     recycles = False
+    #: How many children there can be.
+    most = SLOTS
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.settings: Settings | None = None
         self.orders = Orders()
+        self._children: dict[int, Any] = {}
+        #: Slots whose children were told to end.
+        self._leaving: set[int] = set()
+        # The autoscaler is a thread of its own.
+        self._lock = threading.RLock()
+        self._told: dict[str, float] = {}
+
+    # What the consumer calls
 
     def prepare(self, settings: Settings, orders: Orders) -> None:
         """Start the children."""
         self.settings, self.orders = settings, orders
-        for _ in range(self.limit):
-            self.add_child()
+        with self._lock:
+            self._fill()
 
     def command(self, orders: Orders) -> None:
         """Tell all children their orders."""
@@ -66,13 +112,15 @@ class Pool(BasePool):
 
     def tick(self) -> float:
         """Look after the children; return in how many seconds to look again."""
-        self.release_stuck()
-        watch = self.ready().board.watch
+        with self._lock:
+            self._reap()
+            if self._look():
+                return LOOK + LOOK_EACH * len(self._children)
         # Said before the look that it depends on: a child that begins after it wakes us.
-        watch(False)
+        self.ready().board.watch(False)
         if not self.is_busy():
             return LOOK_IDLE
-        watch(True)
+        self.ready().board.watch(True)
         return LOOK
 
     def is_busy(self) -> bool:
@@ -89,6 +137,10 @@ class Pool(BasePool):
 
     def end_running(self, reason: str) -> None:
         """End what runs, where that is possible without ending the worker itself."""
+        for slot, activity in self.activities():
+            if activity.running:
+                logger.warning("Ending the task of process %s: %s", activity.pid, reason)
+                self._end(slot, activity, signal.SIGKILL, reason)
 
     def activities(self) -> Iterator[tuple[int, Activity]]:
         """Yield slot and activity of each child."""
@@ -98,53 +150,182 @@ class Pool(BasePool):
 
     def slots(self) -> list[int]:
         """Return the slots that have a child."""
-        raise NotImplementedError
-
-    def add_child(self) -> None:
-        """Start one child more."""
-        raise NotImplementedError
-
-    def tell(self) -> None:
-        """Bring :attr:`orders` to the children."""
-        raise NotImplementedError
-
-    @property
-    def num_processes(self) -> int:
-        """How many tasks can run at once; Celery's autoscaler asks."""
-        return self.limit
-
-    def release_stuck(self) -> None:
-        """Give back what waits behind a task that takes long."""
-        now = time.monotonic()
-        for slot, activity in self.activities():
-            waiting = activity.held > 1 and not activity.halted
-            if activity.running and waiting and now - activity.began > STUCK:
-                self._release(slot, activity.batch)
-
-    def _release(self, slot: int, batch: int) -> None:
-        settings = self.ready()
-        held = settings.engine.lost(settings.worker_id, slot)
-        settings.board.halt(slot, batch)
-        time.sleep(SETTLE)
-        activity = settings.board.read(slot)
-        if activity.batch != batch:
-            return  # The child went on meanwhile, and may have started what is in our list.
-        rest = [lost.delivery for lost in held if lost.delivery.tag not in activity.started]
-        if rest:
-            settings.engine.release(rest)
+        return sorted(self._children)
 
     def ready(self) -> Settings:
         """Return what :meth:`prepare` was given."""
         assert self.settings is not None, "the consumer prepares the pool"
         return self.settings
 
-    def free_slot(self) -> int:
-        """Return a slot without a child."""
-        taken = set(self.slots())
-        for slot in range(SLOTS):
-            if slot not in taken:
+    # What Celery calls
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """End the task that a child runs, as ``revoke(terminate=True)`` asks.
+
+        Celery's :meth:`~celery.worker.request.Request.terminate` calls it, with the number that
+        the board gives for the child (:attr:`Activity.pid`); the consumer puts that into
+        ``request.worker_pid``. It is a process id in prefork, the system's id of a thread in
+        threads and solo, and a number of our own in gevent, so it names one child in each pool.
+        The signal means something to processes alone. The message is acknowledged, as the
+        request announces the revocation; a thread whose task does not end is replaced.
+        """
+        signum = signal or 15
+        for slot, activity in self.activities():
+            if activity.pid == pid and activity.running:
+                self._end(slot, activity, signum, f"terminated {signum}")
+
+    def grow(self, n: int = 1) -> None:
+        """Have ``n`` children more; they are started by the next :meth:`tick`."""
+        with self._lock:
+            self.limit += n
+
+    def shrink(self, n: int = 1) -> None:
+        """Let ``n`` children finish and end; idle ones first."""
+        with self._lock:
+            self.limit = max(0, self.limit - n)
+            busy = {slot for slot, activity in self.activities() if activity.running}
+            staying = [slot for slot in self.slots() if slot not in self._leaving]
+            surplus = max(0, len(staying) - self.limit)
+            self._leaving.update(sorted(staying, key=busy.__contains__)[:surplus])
+            self.tell()
+
+    def restart(self) -> None:
+        """Replace all children by new ones."""
+        with self._lock:
+            self._leaving.update(self._children)
+            self.tell()
+
+    def maintain_pool(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: :meth:`tick` does."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many tasks can run at once; Celery's autoscaler asks."""
+        return self.limit
+
+    def on_stop(self) -> None:
+        """Let children finish what they run, and give back the rest."""
+        if self.settings is None:
+            return
+        self.limit = 0
+        self.command(stopping(self.orders))
+        while self._children:
+            self.tick()
+            time.sleep(0.01)
+
+    def on_terminate(self) -> None:
+        """End all children now."""
+        self.limit = 0
+        self.orders = stopping(self.orders)
+        self.end_running(COLD_SHUTDOWN)
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()
+        limits = (self.options.get("soft_timeout") or 0, self.options.get("timeout") or 0)
+        info.update({"max-concurrency": self.limit, "timeouts": limits})
+        return info
+
+    # What the pools differ in
+
+    def start_child(self, slot: int) -> Child:
+        """Start a child in a slot."""
+        raise NotImplementedError
+
+    def process_of(self, child: Child) -> int:
+        """Return the process that a child runs in, for the errors that users see."""
+        return child.pid
+
+    # Looking after children
+
+    def tell(self) -> None:
+        """Bring :attr:`orders` to the children."""
+        settings = self.ready()
+        with self._lock:
+            for slot, child in self._children.items():
+                child.tell(self.orders_of(slot))
+                settings.engine.wake(settings.worker_id, slot)
+
+    def orders_of(self, slot: int) -> Orders:
+        """Return what the child of a slot is to do."""
+        return stopping(self.orders) if slot in self._leaving else self.orders
+
+    def _fill(self) -> None:
+        while len(self._children) - len(self._leaving) < self.limit and not self.orders.stop:
+            slot = self._free_slot()
+            self._children[slot] = self.start_child(slot)
+
+    def _free_slot(self) -> int:
+        for slot in range(self.most):
+            if slot not in self._children:
                 return slot
-        raise ValueError(f"A worker can have at most {SLOTS} children; start another worker.")
+        raise ValueError(f"A worker can have at most {self.most} children; start another worker.")
+
+    def _reap(self) -> None:
+        """Deal with the dead, and replace them."""
+        for slot, child in list(self._children.items()):
+            try:
+                reason = child.why_dead()
+                if reason is None:
+                    continue
+                self.on_death(slot, self.process_of(child), reason)
+            except EngineError as exc:
+                # Until that succeeds, the dead child keeps its slot, and what it holds.
+                self._tell_once("The worker could not deal with a death: %s", exc)
+                continue
+            del self._children[slot]
+            self._leaving.discard(slot)
+            child.close()
+        self._fill()
+
+    def _look(self) -> bool:
+        """Keep time limits, and hand out what waits behind a long task; say whether any runs."""
+        now = time.monotonic()
+        running = [each for each in self.activities() if each[1].running]
+        for slot, activity in running:
+            if activity.soft_deadline or activity.hard_deadline:
+                self._enforce_limits(slot, activity, now)
+            if activity.held > 1 and not activity.halted and now - activity.began > STUCK:
+                self._release_rest(slot, activity.batch)
+        return bool(running)
+
+    def _enforce_limits(self, slot: int, activity: Activity, now: float) -> None:
+        child = self._children[slot]
+        if activity.hard_deadline and now > activity.hard_deadline:
+            seconds = activity.hard_deadline - activity.began
+            self._end(slot, activity, signal.SIGKILL, f"time limit {seconds:g}")
+        elif activity.soft_deadline and now > activity.soft_deadline != child.soft_sent:
+            if activity.started and child.soften(activity.started[-1]):
+                child.soft_sent = activity.soft_deadline
+                seconds = activity.soft_deadline - activity.began
+                logger.warning("Soft time limit (%gs) exceeded", seconds)
+
+    def _end(self, slot: int, activity: Activity, signum: int, reason: str) -> None:
+        child = self._children.get(slot)
+        if child is not None and activity.started:
+            child.end(activity.started[-1], signum, reason)
+
+    def _release_rest(self, slot: int, batch: int) -> None:
+        """Give back what waits behind a task that takes long."""
+        settings = self.ready()
+        try:
+            held = settings.engine.lost(settings.worker_id, slot)
+            settings.board.halt(slot, batch)
+            time.sleep(SETTLE)
+            activity = settings.board.read(slot)
+            if activity.batch != batch:
+                return  # The child went on meanwhile, and may have started what is in our list.
+            rest = [lost.delivery for lost in held if lost.delivery.tag not in activity.started]
+            if rest:
+                settings.engine.release(rest)
+        except EngineError as exc:
+            self._tell_once("What waits behind a long task could not be handed out: %s", exc)
+
+    def _tell_once(self, message: str, exc: EngineError) -> None:
+        """Log an error, unless the same was told a moment ago: a full disk stays full."""
+        now = time.monotonic()
+        if now - self._told.get(message, -REPEAT) >= REPEAT:
+            self._told[message] = now
+            logger.error(message, exc)
 
 
 def stopping(orders: Orders) -> Orders:

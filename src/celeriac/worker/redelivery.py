@@ -17,6 +17,7 @@ parent or machine killed       any other worker, or   within 5 s     as below
 *As below*: what was claimed and not started returns to its queue, as if it had never been
 claimed. What was started runs again if it is ``acks_late`` (unless ``reject_on_worker_lost`` is
 explicitly false), and is ``FAILURE(WorkerLostError)`` if it is not, which is Celery's default.
+A thread can not be killed. It is given up, which counts as its death (:mod:`.thread`).
 A message that killed its worker :data:`MAX_DEATHS` times is not run again.
 
 Whoever acts on a death ends the claim first or records with it; the fence in

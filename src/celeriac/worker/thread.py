@@ -1,89 +1,183 @@
-"""Threads of one process: for tasks that wait, and where there is no fork."""
+"""Threads of one process: for tasks that wait, and where there is no fork.
+
+A thread can not be killed. One whose task is to end is *given up*: what becomes of the task is
+recorded at once, another thread takes its place, and whatever the old one still brings is left
+out. An exception ends it as soon as it runs Python again.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
-from .child import run_thread
+from celery.utils.log import get_logger
+
+from . import fence
+from .child import make_claimant
+from .child import Settings
+from .claimant import Claimant
 from .claimant import Orders
+from .fence import Abandoned
+from .pool import Child
 from .pool import Pool
-from .pool import stopping
+
+logger = get_logger(__name__)
+
+#: How long to look for a moment in which a thread can be interrupted without harm (seconds).
+PATIENCE = 1.0
+#: How often a thread that was given up is told to end (seconds): a task may catch anything.
+INSIST = 1.0
+#: After how long one that goes on is mentioned in the log (seconds).
+REMARKABLE = 10.0
+
+
+class ThreadChild:
+    """A thread, as its parent sees it.
+
+    :param given_up: takes the child when it was given up and its thread goes on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        slot: int,
+        orders: Orders,
+        door: threading.Lock | None,
+        given_up: Callable[[ThreadChild], None],
+    ) -> None:
+        self._settings, self._slot, self._orders, self._door = settings, slot, orders, door
+        self._given_up = given_up
+        self.pid = 0
+        self.soft_sent = 0.0
+        self._claimant: Claimant | None = None
+        #: Why it was given up, and when.
+        self._reason = ""
+        self._since = 0.0
+        self._insisted = 0.0
+        #: The task that is to be interrupted, and since when.
+        self._wanted = (0, 0.0)
+        self.name = f"celeriac-{slot}"
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def _own_pid(self) -> int:
+        return threading.get_native_id() & 0xFFFFFFFF
+
+    def _run(self) -> None:
+        self._settings.app.set_current()
+        try:
+            self._attend().loop()
+        except Abandoned:
+            pass
+
+    def _attend(self) -> Claimant:
+        self.pid = self._own_pid()
+        self._claimant = make_claimant(
+            self._settings, self._slot, lambda: self._orders, pid=self.pid, door=self._door
+        )
+        return self._claimant
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, given up or not."""
+        return self._thread.is_alive()
+
+    @property
+    def claimant(self) -> Claimant:
+        """The thread's loop, which is there before any task runs."""
+        assert self._claimant is not None
+        return self._claimant
+
+    def tell(self, orders: Orders) -> None:
+        self._orders = orders
+
+    def soften(self, tag: int) -> bool:
+        return self._may_interrupt(tag) and self.claimant.fence.soften(tag, self._interrupt)
+
+    def end(self, tag: int, signum: int, reason: str) -> None:
+        if not self._reason and self.claimant.fence.take(tag):
+            self._reason, self._since = reason, time.monotonic()
+
+    def why_dead(self) -> str | None:
+        if self._reason:
+            self.claimant.completer.close()  # Records what it finished before.
+            return self._reason
+        # Told to end, or ended by its task: `sys.exit()` ends only a thread.
+        return None if self.alive else f"thread {self.name} ended"
+
+    def close(self) -> None:
+        if self._reason and self.insist():
+            self._given_up(self)
+
+    def insist(self) -> bool:
+        """Have a thread that was given up end; say whether it still runs."""
+        now = time.monotonic()
+        if self.alive and now - self._insisted > INSIST and self._is_interruptible():
+            self._insisted = now
+            self._interrupt(Abandoned)
+        return self.alive
+
+    def remark(self) -> bool:
+        """Say whether it is time to mention a thread that goes on after it was given up."""
+        is_time = bool(self._since) and time.monotonic() - self._since > REMARKABLE
+        if is_time:
+            self._since = 0.0
+        return is_time
+
+    def _may_interrupt(self, tag: int) -> bool:
+        now = time.monotonic()
+        if self._wanted[0] != tag:
+            self._wanted = (tag, now)
+        return self._is_interruptible() or now - self._wanted[1] > PATIENCE
+
+    def _is_interruptible(self) -> bool:
+        return fence.is_safe(self._thread.ident or 0)
+
+    def _interrupt(self, exc: type[BaseException]) -> None:
+        fence.interrupt(self._thread.ident or 0, exc)
 
 
 class ThreadPool(Pool):
     """Threads that are children."""
 
     signal_safe = False
+    child_class: type[ThreadChild] = ThreadChild
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._threads: dict[int, threading.Thread] = {}
-        self._leaving: set[int] = set()
-        self._lock = threading.RLock()
+        self._door = threading.Lock()
+        self._given_up: list[ThreadChild] = []
 
-    def slots(self) -> list[int]:
-        return sorted(self._threads)
+    def start_child(self, slot: int) -> Child:
+        return self.child_class(self.ready(), slot, self.orders, self._door, self._given_up.append)
 
-    def add_child(self) -> None:
-        slot = self.free_slot()
-
-        def orders() -> Orders:
-            return stopping(self.orders) if slot in self._leaving else self.orders
-
-        thread = threading.Thread(
-            target=run_thread,
-            args=(self.ready(), slot, orders),
-            name=f"celeriac-{slot}",
-            daemon=True,
-        )
-        self._threads[slot] = thread
-        thread.start()
-
-    def tell(self) -> None:
-        settings = self.ready()
-        for slot in self.slots():
-            settings.engine.wake(settings.worker_id, slot)
-
-    def grow(self, n: int = 1) -> None:
-        """Have ``n`` threads more; they are started by the next :meth:`tick`."""
-        with self._lock:
-            self.limit += n
-
-    def shrink(self, n: int = 1) -> None:
-        """Let ``n`` threads finish and end."""
-        with self._lock:
-            self.limit = max(0, self.limit - n)
-            staying = [slot for slot in self.slots() if slot not in self._leaving]
-            self._leaving.update(staying[self.limit :])
-            self.tell()
+    def process_of(self, child: Child) -> int:
+        return os.getpid()
 
     def tick(self) -> float:
-        with self._lock:
-            self._reap()
+        self._given_up[:] = [child for child in self._given_up if child.insist()]
+        for child in self._given_up:
+            if child.remark():
+                logger.warning(
+                    "Thread %s was given up, and goes on: its task does not return to Python. "
+                    "It is gone when the worker is restarted; -P prefork can kill it.",
+                    child.name,
+                )
         return super().tick()
 
-    def on_stop(self) -> None:
-        if self.settings is None:
-            return
-        self.limit = 0
-        self.command(stopping(self.orders))
-        for thread in list(self._threads.values()):
-            thread.join()
-        self._reap()
-
-    def _reap(self) -> None:
-        for slot, thread in list(self._threads.items()):
-            if not thread.is_alive():
-                # Told to end, or ended by its task: `sys.exit()` ends only a thread.
-                self.on_death(slot, os.getpid(), f"thread {thread.name} ended")
-                self._threads.pop(slot, None)
-                self._leaving.discard(slot)
-        while len(self._threads) - len(self._leaving) < self.limit and not self.orders.stop:
-            self.add_child()
+    def on_terminate(self) -> None:
+        super().on_terminate()
+        self.tell()
+        with self._lock:
+            self._reap()
 
     def _get_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = super()._get_info()
-        info.update({"max-concurrency": self.limit, "threads": len(self._threads)})
+        info = super()._get_info()
+        info["threads"] = len(self._children)
         return info
