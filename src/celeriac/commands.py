@@ -9,11 +9,14 @@ import click
 from celery import signals
 from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
+from click.core import ParameterSource
 
 from .engines import is_engine_url
 from .engines import open_engine
 from .explain import Cause
 from .explain import explain as explain_task
+
+_STOCK = "celery.beat:PersistentScheduler"
 
 
 @signals.worker_init.connect(weak=False, dispatch_uid="celeriac.worker")
@@ -22,6 +25,32 @@ def _choose_parts(sender: Any, **kwargs: Any) -> None:
     from .worker import choose_parts
 
     choose_parts(sender)
+
+
+@signals.worker_init.connect(weak=False, dispatch_uid="celeriac.worker.beat")
+def _choose_embedded_scheduler(sender: Any, **kwargs: Any) -> None:
+    if _keeps_schedule(sender.app):
+        sender.scheduler = "celeriac.beat:Scheduler"
+
+
+# The one signal between the reading of the command line and the making of beat.
+@signals.import_modules.connect(weak=False, dispatch_uid="celeriac.beat")
+def _choose_scheduler(sender: Any, **kwargs: Any) -> None:
+    context = click.get_current_context(silent=True)
+    if context is not None and context.command.name == "beat" and _keeps_schedule(sender):
+        from .beat import Service
+
+        # A class that Celery makes for each app, so this one's alone.
+        sender.Beat.Service = Service
+
+
+def _keeps_schedule(app: Any) -> bool:
+    """Say whether the schedule is kept by an engine: the user named no other scheduler."""
+    context = click.get_current_context(silent=True)
+    source = context and context.get_parameter_source("scheduler")
+    is_named = source not in (None, ParameterSource.DEFAULT)
+    is_set = app.conf.beat_scheduler != _STOCK or app.conf.value_set_for("beat_scheduler")
+    return not (is_named or is_set) and is_engine_url(app.conf.broker_write_url)
 
 
 @click.command(cls=CeleryCommand)
