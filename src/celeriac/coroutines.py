@@ -108,10 +108,13 @@ def interrupt(thread: int, error: BaseException) -> bool:
     """Raise ``error`` in the coroutine that a thread runs, where it awaits something.
 
     :param thread: its :func:`threading.get_ident`.
-    :return: whether that thread runs a coroutine.
+    :return: whether that thread runs a coroutine which awaits, or will. One in the midst of its
+        own code is left to the caller, who can raise errors in threads.
     """
     run = _running.get(thread)
-    return run is not None and run.interrupt_soon(error)
+    if run is None or run.runs(sys._current_frames().get(thread)):
+        return False
+    return run.interrupt_soon(error)
 
 
 class Loop:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from collections.abc import Coroutine
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cached_property
@@ -21,6 +22,7 @@ from typing import Concatenate
 from typing import Literal
 from typing import overload
 from typing import ParamSpec
+from typing import Protocol
 from typing import TYPE_CHECKING
 from typing import TypeVar
 
@@ -40,6 +42,9 @@ from .config import make_folder
 from .config import read_settings
 from .engines import is_engine_url
 from .task import Task
+
+if TYPE_CHECKING:
+    from .task import AsyncTask
 
 # Celery keeps its apps, and those that share their tasks, in a module that it calls internal.
 _state: Any = celery._state
@@ -221,17 +226,15 @@ class Celeriac(stock.Celery[Task[..., Any]]):
     if TYPE_CHECKING:
 
         @overload  # type: ignore[override]
+        def task(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+        @overload
         def task(self, fun: Callable[P, R], /) -> Task[P, R]: ...
         @overload
         def task(self, *, base: type[T], **options: Any) -> Callable[[Callable[..., Any]], T]: ...
         @overload
-        def task(
-            self, *, bind: Literal[True], **options: Any
-        ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+        def task(self, *, bind: Literal[True], **options: Any) -> _BoundDecorator: ...
         @overload
-        def task(
-            self, *, bind: Literal[False] = False, **options: Any
-        ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+        def task(self, *, bind: Literal[False] = False, **options: Any) -> _Decorator: ...
         def task(self, *args: Any, **options: Any) -> Any: ...
 
     def gen_task_name(self, name: str, module: str) -> str:
@@ -333,6 +336,23 @@ class Celeriac(stock.Celery[Task[..., Any]]):
         keys = super().__reduce_keys__()
         urls = {name: getattr(self.conf, name) for name in ("broker_url", "result_backend")}
         return keys | {"changes": {**self._settings, **urls, **keys["changes"]}}
+
+
+if TYPE_CHECKING:
+
+    class _Decorator(Protocol):
+        @overload
+        def __call__(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+        @overload
+        def __call__(self, fun: Callable[P, R], /) -> Task[P, R]: ...
+
+    class _BoundDecorator(Protocol):
+        @overload
+        def __call__(
+            self, fun: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+        ) -> AsyncTask[P, R]: ...
+        @overload
+        def __call__(self, fun: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
 
 
 class _FlaskAppNamed:

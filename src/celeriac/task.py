@@ -12,6 +12,7 @@ import dataclasses
 import enum
 import inspect
 import os
+from collections.abc import Coroutine
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -204,6 +205,16 @@ class Task(stock.Task[P, R]):
                 setattr(cls, option, None)
         cls.__bound__ = False
         cls.bind(app)
+
+
+if TYPE_CHECKING:
+
+    class AsyncTask(Task[P, R]):
+        """An ``async def`` task, for type checkers: called here, it gives its coroutine."""
+
+        def __call__(  # type: ignore[override]
+            self, *args: P.args, **kwargs: P.kwargs
+        ) -> Coroutine[Any, Any, R]: ...
 
 
 def _culprits(

@@ -49,6 +49,22 @@ def audited(a: int) -> int:
     return a
 
 
+@celery.task
+async def download(url: str) -> bytes:
+    return url.encode()
+
+
+@celery.task(bind=True, max_retries=5)
+async def crawl(self: Task[..., Any], url: str, *, depth: int = 1) -> list[str]:
+    body = await download(url)
+    return [body.decode(), str(self.request.id)]
+
+
+@celery.task(ignore_result=True)
+async def refresh() -> None:
+    pass
+
+
 def results_have_the_type_of_the_function() -> None:
     assert_type(add.delay(1, 2), AsyncResult[int])
     assert_type(add.delay(1, b=2).get(), int)
@@ -78,6 +94,18 @@ def signatures_are_whole_or_lack_the_first_argument() -> None:
     greet.s(loud=True)
 
 
+async def async_tasks_have_the_type_of_what_they_return() -> None:
+    assert_type(download.delay("https://flask"), AsyncResult[bytes])
+    assert_type(download.delay("https://flask").get(), bytes)
+    assert_type(await download("https://flask"), bytes)
+    assert_type(download.s("https://flask"), Signature[bytes])
+    assert_type(crawl.delay("https://flask", depth=2), AsyncResult[list[str]])
+    assert_type(crawl.apply_async(["https://flask"]).get(), list[str])
+    assert_type(await crawl("https://flask"), list[str])
+    assert_type(refresh.delay(), AsyncResult[None])
+    chain(download.s("https://flask"), crawl.s())
+
+
 def wrong_arguments_are_found() -> None:
     add.delay(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     add.delay(1, "2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -87,6 +115,8 @@ def wrong_arguments_are_found() -> None:
     add.s("1", 2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
     fetch.delay()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch.delay(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    download.delay(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    crawl.delay("https://flask", 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     greet.delay("you", True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
