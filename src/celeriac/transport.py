@@ -48,6 +48,8 @@ from kombu.exceptions import ChannelError
 from kombu.exceptions import OperationalError
 from kombu.transport import base
 from kombu.transport import virtual
+from kombu.utils import json
+from kombu.utils.functional import maybe_list
 
 from . import collect
 from .engines import Engine
@@ -64,6 +66,7 @@ from .engines.base import unique
 from .engines.base import Worker
 from .envelope import Envelope
 from .envelope import MAX_PRIORITY
+from .withdrawal import stamps
 
 #: How many messages to claim at once for a consumer without a prefetch limit.
 BATCH = 64
@@ -276,6 +279,8 @@ class Channel(_virtual.Channel):  # type: ignore[misc]
 
         When this returns, it is committed. A message that no queue wants is dropped.
         """
+        if exchange and exchange.endswith(".pidbox"):
+            _remember(self.engine, message)
         queues = self._lookup(exchange or "", routing_key or "")
         if queues:
             packed = _pack(message, exchange or "", routing_key or "")
@@ -609,6 +614,18 @@ def _pack(message: dict[str, Any], exchange: str, routing_key: str) -> StoredMes
         message["headers"], properties, message.get("content-type"), message.get("content-encoding")
     )
     return envelope.message(message["body"])
+
+
+def _remember(engine: Engine, message: dict[str, Any]) -> None:
+    """Make a revocation durable that is on its way to the workers, of which none may listen."""
+    if message.get("content-type") != "application/json":
+        return  # A worker that hears it will do so.
+    command = json.loads(message["body"])
+    arguments = command.get("arguments") or {}
+    if command.get("method") in ("revoke", "terminate"):
+        engine.revoke(list(map(str, maybe_list(arguments.get("task_id")) or ())))
+    elif command.get("method") == "revoke_by_stamped_headers":
+        engine.revoke(stamps=stamps(arguments.get("headers") or {}))
 
 
 def _seconds(milliseconds: Any) -> float | None:

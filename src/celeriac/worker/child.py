@@ -25,7 +25,6 @@ from celery import Celery
 from celery.concurrency.prefork import process_destructor
 from celery.concurrency.prefork import process_initializer
 from celery.utils.log import get_logger
-from celery.worker import state
 
 from celeriac import context
 from celeriac.engines import Engine
@@ -195,7 +194,6 @@ def _apply(old: Orders, new: Orders, app: Celery, requests: Requests) -> None:
         requests.eventer.close()
         requests.eventer.connection.release()
         requests.eventer = None
-    state.revoked_stamps.update(new.stamps)
 
 
 def _make_eventer(app: Celery, hostname: str) -> Any:

@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
-from typing import Any
 from typing import NoReturn
 
 from celery.utils.log import get_logger
@@ -54,8 +54,6 @@ class Orders:
     rates: Mapping[str, float] = field(default_factory=dict)
     #: Names of tasks with new time limits: soft, hard.
     limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    #: Tasks with one of these values in one of these stamps are revoked.
-    stamps: Mapping[str, Any] = field(default_factory=dict)
     events: bool = False
     stop: bool = False
 
@@ -196,14 +194,15 @@ class Claimant:
 
     def _run(self, deliveries: list[Delivery]) -> None:
         self._rest = deque(deliveries)
-        revoked = self._engine.revoked([delivery.task_id for delivery in deliveries])
+        revocations = self._engine.revocations([delivery.task_id for delivery in deliveries])
+        self._requests.heed(revocations.stamps)
         began = time.monotonic()
         self._board.hold(self._slot, len(deliveries))
         if len(deliveries) > 1 and not self._board.is_watched():
             # If the first takes long, the parent is to hand the others out.
             self._engine.wake(self._worker_id, PARENT)
         while self._rest and not self._orders().stop and self._start(self._rest[0]):
-            self._run_one(self._rest.popleft(), revoked)
+            self._run_one(self._rest.popleft(), revocations.task_ids)
         self._board.hold(self._slot, 0)
         count = len(deliveries) - len(self._rest)
         self._done += count
@@ -226,7 +225,7 @@ class Claimant:
         hard = began + limits.hard if limits.hard else 0.0
         return self._board.begin(self._slot, delivery.tag, began, soft, hard)
 
-    def _run_one(self, delivery: Delivery, revoked: set[str]) -> None:
+    def _run_one(self, delivery: Delivery, revoked: Collection[str]) -> None:
         self.completer.stand_by()
         self.fence.enter(delivery.tag)
         self.soft_deadline = self._soft

@@ -11,13 +11,13 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from typing import Any
 from typing import cast
 
 from celery import bootsteps
 from celery import Celery
-from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.utils.time import rate
 from celery.worker import consumer as stock
@@ -34,6 +34,8 @@ from celeriac.engines.base import Delivery
 from celeriac.engines.base import TaskInfo
 from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
+from celeriac.withdrawal import announce
+from celeriac.withdrawal import withdraw
 
 from .board import Board
 from .board import PARENT
@@ -59,6 +61,10 @@ TAKE_OVER = 2.0
 PICTURE = 2.0
 #: Seconds between two clean-ups.
 MAINTENANCE = 30.0
+#: Seconds between two looks for what expired in a queue where no worker can take it.
+EXPIRY = 2.0
+#: How long to look for the start of a task that is to be terminated (seconds).
+DOOM = 2.0
 #: A chord complete for so long whose callback was not sent is taken up (seconds).
 CHORD = 10.0
 
@@ -153,6 +159,8 @@ class Consumer(stock.Consumer):
         self._settings: Settings | None = None
         self._requests: Requests | None = None
         self._chores: list[_Chore] = []
+        #: Tasks to terminate when they start: the signal, and until when to look for them.
+        self._doomed: dict[str, tuple[int, float]] = {}
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
         super().__init__(*args, **kwargs)
@@ -180,6 +188,7 @@ class Consumer(stock.Consumer):
             _Chore(PICTURE, self.refresh_state),
             _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
             _Chore(CHORD, self._dispatch_chords),
+            _Chore(EXPIRY, self.call_off),
         ]
         redelivery.take_over()
         self.pool.prepare(settings, self._orders())
@@ -230,6 +239,8 @@ class Consumer(stock.Consumer):
             nap = self.pool.tick()
             for chore in self._chores:
                 chore.run_if_due()
+            if self._doomed:
+                self._terminate_doomed()
             self._drain(nap)
 
     def _drain(self, timeout: float) -> None:
@@ -302,7 +313,6 @@ class Consumer(stock.Consumer):
                 # One that was told of is told of again when it is taken away.
                 if task.soft_time_limit or task.time_limit or name in self.pool.orders.limits
             },
-            stamps={stamp: maybe_list(value) for stamp, value in state.revoked_stamps.items()},
             events=self._wants_task_events(),
         )
 
@@ -337,6 +347,33 @@ class Consumer(stock.Consumer):
             max_tasks=options.get("maxtasksperchild") if recycles else None,
             max_memory=options.get("max_memory_per_child") if recycles else None,
         )
+
+    # What is called off
+
+    def call_off(self, task_ids: Collection[str] | None = None) -> None:
+        """Withdraw what waits of these tasks, or all that expired."""
+        withdraw(self.app, self.engine, task_ids, self._announce)
+
+    def doom(self, task_ids: Collection[str], signum: int) -> None:
+        """Terminate these tasks, which a child has claimed, should they start."""
+        until = time.monotonic() + DOOM
+        self._doomed.update(dict.fromkeys(task_ids, (signum, until)))
+
+    def _announce(self, delivery: Delivery) -> None:
+        if delivery.task in self.app.tasks and self._requests is not None:
+            self._requests.call_off(delivery)
+        else:
+            announce(self.app, delivery)
+
+    def _terminate_doomed(self) -> None:
+        """Carry out what :meth:`doom` was told."""
+        self.refresh_state()
+        for request in list(state.active_requests):
+            signum, _ = self._doomed.pop(request.id, (0, 0.0))
+            if signum:
+                request.terminate(self.pool, signal=signum)
+        now = time.monotonic()
+        self._doomed = {key: value for key, value in self._doomed.items() if value[1] > now}
 
     # What others ask
 

@@ -10,8 +10,14 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
+from billiard.common import TERM_SIGNAME
+from celery.platforms import signals
 from celery.utils.functional import maybe_list
 from celery.worker import control
+from celery.worker import state as worker_state
+from celery.worker.state import REVOKES_MAX
+
+from celeriac.withdrawal import stamps
 
 
 def handlers(stock: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +27,10 @@ def handlers(stock: Mapping[str, Any]) -> dict[str, Any]:
         "scheduled": _scheduled,
         "dump_schedule": _scheduled,
         "revoke": _revoke,
+        "revoke_by_stamped_headers": _revoke_by_stamps,
         "terminate": _terminate,
+        "revoked": _revoked,
+        "dump_revoked": _revoked,
         "active_queues": _active_queues,
         "time_limit": _time_limit,
         "add_consumer": _add_consumer,
@@ -49,13 +58,42 @@ def _scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
 def _revoke(
     state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **kwargs: Any
 ) -> Any:
+    """Do what Celery does, but leave alone what another process runs.
+
+    Celery's workers store that the task was revoked, each by itself, unless it runs in their own
+    pool.
+    """
+    task_ids = set(map(str, maybe_list(task_id) or ()))
+    consumer = state.consumer
+    consumer.engine.revoke(task_ids)
+    consumer.call_off(task_ids)
+    claimed = consumer.engine.list_tasks(task_ids=list(task_ids), status="claimed")
+    active = {request.id for request in worker_state.active_requests}
+    held = {info.task_id: info.worker for info in claimed if info.task_id not in active}
+    told = task_ids - set(held)
+    answer = control.revoke(state, list(told), terminate=terminate, signal=signal, **kwargs)
+    worker_state.revoked.update(held)
+    if terminate:
+        signum = signals.signum(signal or TERM_SIGNAME)
+        consumer.doom([each for each, worker in held.items() if worker == consumer.id], signum)
+    elif held:
+        answer = control.ok(f"tasks {task_ids} flagged as revoked")
+    return answer
+
+
+def _revoke_by_stamps(state: Any, headers: Any, **kwargs: Any) -> Any:
     """Make the revocation durable, then do what Celery does."""
-    state.consumer.engine.revoke(set(maybe_list(task_id) or ()))
-    return control.revoke(state, task_id, terminate=terminate, signal=signal, **kwargs)
+    state.consumer.engine.revoke(stamps=stamps(headers))
+    return control.revoke_by_stamped_headers(state, headers, **kwargs)
 
 
 def _terminate(state: Any, signal: Any, task_id: Any, **kwargs: Any) -> Any:
     return _revoke(state, task_id, terminate=True, signal=signal)
+
+
+def _revoked(state: Any, **kwargs: Any) -> list[str]:
+    """List what the store knows: it remembers for longer than a worker does."""
+    return list(state.consumer.engine.revocations().task_ids)[-REVOKES_MAX:]
 
 
 def _active_queues(state: Any) -> list[dict[str, Any]]:

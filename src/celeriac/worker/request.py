@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
+from datetime import datetime
+from datetime import timezone
 from typing import Any
 from typing import cast
 from typing import NamedTuple
@@ -85,7 +88,17 @@ class Requests:
         self._envelope: Envelope | Exception = ValueError("nothing was prepared")
         #: Default limits of the pool, for tasks that have none of their own.
         self.limits = Limits(None, None)
+        self._stamps: Mapping[str, Any] = {}
         _adapt(app, hostname)
+
+    def heed(self, stamps: Mapping[str, Any]) -> None:
+        """Let Celery know with which stamps tasks are revoked; see :class:`.Revocations`."""
+        if stamps is self._stamps:
+            return
+        for gone in set(state.revoked_stamps) - set(stamps):
+            del state.revoked_stamps[gone]
+        state.revoked_stamps.update(stamps)
+        self._stamps = stamps
 
     def prepare(self, delivery: Delivery) -> Limits:
         """Unpack the next delivery; return its time limits: the caller's, the task's, the pool's.
@@ -122,7 +135,8 @@ class Requests:
         self, delivery: Delivery, envelope: Envelope, revoked: bool, action: list[Action]
     ) -> None:
         expired = delivery.expires_at is not None and delivery.expires_at <= time.time()
-        if revoked or expired or state.revoked_stamps:
+        stamped = self._stamps and envelope.headers.get("stamped_headers")
+        if revoked or expired or stamped:
             if self._is_called_off(delivery, envelope, revoked):
                 return
         if envelope.headers.get("eta") or envelope.headers.get("expires"):
@@ -226,7 +240,16 @@ class Requests:
             **embed,
         }
 
+    def call_off(self, delivery: Delivery) -> None:
+        """Have Celery announce that a task which is revoked or expired will not run."""
+        with self.app_context():
+            self._is_called_off(delivery, Envelope.unpack(delivery.envelope), revoked=True)
+
     def _is_called_off(self, delivery: Delivery, envelope: Envelope, revoked: bool) -> bool:
+        if delivery.expires_at is not None and not envelope.headers.get("expires"):
+            # The queue's own limit (message_ttl), of which Celery's request does not know.
+            expires = datetime.fromtimestamp(delivery.expires_at, timezone.utc).isoformat()
+            envelope = envelope._replace(headers={**envelope.headers, "expires": expires})
         request = self.as_request(delivery, envelope, [Action.ACKNOWLEDGE])
         if revoked:
             state.revoked.add(delivery.task_id)
