@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import kombu.pools
 from celery import _state
 from kombu import Connection
 from programs import celery_command
@@ -111,8 +112,7 @@ class Contract:
         if self.broker != "sqlite":
             app.backend.result_consumer.stop()
             app.backend.client.close()
-            for pool in (app.amqp.producer_pool, app.pool):
-                pool.force_close_all()
+            kombu.pools.reset()
         app.close()
         if self.broker == "rabbitmq":
             queues = [*app.amqp.queues, *self._new_queues]

@@ -73,10 +73,9 @@ class CautiousSender:
         return self._send(producer, name, message, **options)
 
     def _check_priority(self, queue: Any) -> None:
-        arguments = getattr(queue, "queue_arguments", None)
-        if arguments is None or self._was_told("priority", queue.name):
+        if not hasattr(queue, "queue_arguments") or self._was_told("priority", queue.name):
             return
-        if not (queue.max_priority or arguments.get("x-max-priority")):
+        if not (queue.max_priority or (queue.queue_arguments or {}).get("x-max-priority")):
             warn(
                 f"RabbitMQ ignores priorities in the queue {queue.name!r}, which has no "
                 "x-max-priority: set task_queue_max_priority = 10. A queue that exists without "
