@@ -8,39 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import kombu
 import pytest
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "celeriac-tests"
-
-
-def _fetch(version: str) -> Path | None:
-    """Return kombu's source distribution; ``None`` when no index is reachable."""
-    archive = _cache() / f"kombu-{version}.tar.gz"
-    if not archive.exists():
-        requirement = f"kombu=={version}"
-        command = ["download", "--no-binary", ":all:", "--no-deps", "-d", str(_cache())]
-        subprocess.run([sys.executable, "-m", "pip", *command, requirement], capture_output=True)
-    return archive if archive.exists() else None
+from sources import cache
+from sources import fetch
+from sources import read
 
 
 def _load(archive: Path, version: str) -> ModuleType:
-    name = f"kombu-{version}/t/integration/common.py"
-    with tarfile.open(archive) as files:
-        source = files.extractfile(name)
-        assert source is not None
-        path = _cache() / f"kombu_{version}_common.py"
-        path.write_bytes(source.read())
+    path = cache() / f"kombu_{version}_common.py"
+    path.write_bytes(read(archive, "t/integration/common.py"))
     spec = importlib.util.spec_from_file_location("kombu_common", path)
     assert spec is not None
     assert spec.loader is not None
@@ -49,7 +30,7 @@ def _load(archive: Path, version: str) -> ModuleType:
     return module
 
 
-_archive = _fetch(kombu.__version__)
+_archive = fetch("kombu", kombu.__version__)
 if _archive is None:
     _reason = f"kombu {kombu.__version__}'s source distribution could not be fetched"
     if os.environ.get("CI"):
