@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from itertools import islice
@@ -46,6 +48,7 @@ from .explain import Explanation
 from .explain import is_stock_consumer
 from .explain import Program
 from .explain import warn
+from .withdrawal import withdraw
 from .explain import Watch
 
 #: The longest sleep in the engine between two looks at the clock (seconds).
@@ -288,7 +291,8 @@ class EngineBackend(CanvasBackend):
         """
         if not self._is_broker():
             return None
-        explained = [self.explain(task_id) for task_id in islice(task_ids, LOOKED_AT)]
+        self._withdraw()
+        explained = [self._explain_waiting(task_id) for task_id in islice(task_ids, LOOKED_AT)]
         known = [each for each in explained if each.cause is not Cause.UNKNOWN]
         in_vain = [each for each in known if each.in_vain]
         pending = [each for each in known if each.cause is not Cause.FINISHED]
@@ -296,6 +300,19 @@ class EngineBackend(CanvasBackend):
             return (in_vain or pending)[0]
         unknown = [each for each in explained if each.cause is Cause.UNKNOWN]
         return self._judge_unknown(unknown[0]) if unknown else None
+    def _explain_waiting(self, task_id: str) -> Explanation:
+        explanation = self.explain(task_id)
+        if explanation.cause is Cause.REVOKED:
+            self._withdraw([task_id])
+            explanation = self.explain(task_id)
+        return explanation
+
+    def _withdraw(self, task_ids: Collection[str] | None = None) -> None:
+        """End what will not run: there may be no worker to do so."""
+        # On a full disk, say, the next look may do better; waiting as such only reads.
+        with suppress(EngineError):
+            withdraw(self.app, self.engine, task_ids)
+
 
     def warn_ignored(self, task_id: str) -> None:
         """Warn, once, somebody who asks for a result that is not kept."""

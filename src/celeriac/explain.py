@@ -12,12 +12,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from datetime import datetime
 from datetime import timezone
 from difflib import get_close_matches
 from time import monotonic
 from time import time
+from typing import Any
 from typing import NamedTuple
 
 from .engines import Engine
@@ -197,7 +199,8 @@ def _not_registered(info: TaskInfo, workers: Sequence[Worker], program: Program)
 
 
 def _called_off(engine: Engine, info: TaskInfo) -> Explanation | None:
-    if engine.revoked([info.task_id]):
+    revocations = engine.revocations([info.task_id])
+    if revocations.task_ids or _is_stamped(info, revocations.stamps):
         return Explanation(Cause.REVOKED, f"{_sentence(info)} was revoked and will not run.")
     if info.expires_at is not None and info.expires_at <= time():
         expired = _clock(info.expires_at)
@@ -205,9 +208,25 @@ def _called_off(engine: Engine, info: TaskInfo) -> Explanation | None:
     return None
 
 
+def _is_stamped(info: TaskInfo, stamps: Mapping[str, Sequence[Any]]) -> bool:
+    """Say whether the task has a stamp with which tasks were called off."""
+    if not stamps:
+        return False
+    own = Envelope.unpack(info.envelope).headers.get("stamps") or {}
+    return any(
+        value in stamps[name]
+        for name in own.keys() & stamps.keys()
+        for value in (own[name] if isinstance(own[name], list) else [own[name]])
+    )
+
+
 def _waiting(engine: Engine, info: TaskInfo) -> Explanation:
+    retries = Envelope.unpack(info.envelope).headers.get("retries")
     if info.due_at is not None and info.due_at > time():
         due = _clock(info.due_at)
+        if retries:
+            text = f"{_sentence(info)} failed, and will run again at {due} (retry {retries})."
+            return Explanation(Cause.NOT_DUE, text)
         return Explanation(Cause.NOT_DUE, f"{_sentence(info)} is not due before {due}.")
     others = max(0, engine.queue_sizes([info.queue]).get(info.queue, 0) - 1)
     behind = f" with {others} other{'s' if others != 1 else ''}" if others else ""
@@ -253,16 +272,19 @@ class Watch:
         self._started = monotonic()
         self._times = [self._started + each for each in LOOKS]
         self._suspected: Cause | None = None
-        self._over = False
+        self._warned = False
 
     @property
-    def next_look(self) -> float | None:
-        """When to look next, by the monotonic clock; ``None`` when there is no more reason to."""
-        return None if self._over else self._times[0]
+    def next_look(self) -> float:
+        """When to look next, by the monotonic clock."""
+        return self._times[0]
 
     def look(self) -> None:
-        """Look if it is time to, and warn if this is the second look that says "in vain"."""
-        if self._over or monotonic() < self._times[0]:
+        """Look if it is time to, and warn if this is the second look that says "in vain".
+
+        It goes on to look afterwards: what is waited for may be called off, or expire.
+        """
+        if monotonic() < self._times[0]:
             return
         last = self._times.pop(0)
         self._times = self._times or [last + LOOK_INTERVAL]
@@ -270,8 +292,9 @@ class Watch:
         if explanation is None or not explanation.in_vain:
             self._suspected = None
         elif explanation.cause is self._suspected:
-            self._over = True
-            warn(explanation)
+            if not self._warned:
+                self._warned = True
+                warn(explanation)
         else:
             self._suspected = explanation.cause
 
