@@ -7,10 +7,13 @@ import os
 import signal
 import uuid
 from collections.abc import Callable
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import kombu
 import pytest
+from celery.exceptions import InvalidTaskError
 from contracts import Contract
 from programs import Program
 from waiting import wait_until
@@ -32,11 +35,14 @@ def nested(depth: int) -> list[Any]:
 def send(tasks: Any) -> Callable[..., Any]:
     """Return a function that publishes a task with more headers, and returns its result."""
 
-    def send(task: str, *args: Any, embed: Any = None, **headers: Any) -> Any:
+    def send(
+        task: str, *args: Any, kwargs: Any = MappingProxyType({}), embed: Any = None, **headers: Any
+    ) -> Any:
         task_id = str(uuid.uuid4())
+        kwargs = dict(kwargs) if isinstance(kwargs, Mapping) else kwargs
         with tasks.celery.connection_for_write() as connection:
             kombu.Producer(connection.channel()).publish(
-                json.dumps([args, {}, embed or {}]),
+                json.dumps([args, kwargs, embed or {}]),
                 routing_key="celery",
                 headers={"task": f"contract_program.{task}", "id": task_id, **headers},
                 content_type="application/json",
@@ -69,6 +75,31 @@ def test_task_with_unreadable_headers_fails(
     assert send("add", 1, 2).get(timeout=SOON) == 3
     assert not engine.lost()
     assert "exited" not in worker.log
+
+
+def test_task_of_a_nonsensical_message_fails_and_says_why(send: Any, start: Start) -> None:
+    start("-c", "1")
+    results = [
+        send("add", 1, 2, kwargs=[1]),
+        send("add", 1, 2, kwargs=None),
+        send("add", 1, 2, group=[4], embed={"chord": 7}),
+        send("add", 1, 2, odd={"__type__": "foo", "__value__": 1}),
+    ]
+
+    complaints = []
+    for result in results:
+        with pytest.raises(InvalidTaskError) as caught:
+            result.get(timeout=SOON)
+        complaints.append(str(caught.value))
+
+    assert complaints == [
+        "The message has [1] for keyword arguments, and these must be a mapping.",
+        "The message has None for keyword arguments, and these must be a mapping.",
+        "The message has [4] for its group, which must be a text.",
+        "The message can not be read: ValueError: ('Unsupported type', <class 'type'>, "
+        "{'__type__': 'foo', '__value__': 1})",
+    ]
+    assert send("add", 1, 2).get(timeout=SOON) == 3
 
 
 def test_headers_too_deep_to_be_read_fail(send: Any, start: Start) -> None:

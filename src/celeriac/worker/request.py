@@ -27,6 +27,7 @@ from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.app.trace import LOG_RECEIVED
 from celery.exceptions import Ignore
+from celery.exceptions import InvalidTaskError
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.worker import state
@@ -219,6 +220,10 @@ class Requests:
         # The stubs of kombu do not know that both may be missing.
         kind = cast("tuple[str, str]", (envelope.content_type, envelope.content_encoding))
         args, kwargs, embed = loads(body, *kind, accept=self._accept)
+        if not isinstance(kwargs, dict):
+            raise InvalidTaskError(
+                f"The message has {kwargs!r} for keyword arguments, and these must be a mapping."
+            )
         return args, kwargs, embed or {}
 
     def _context(
@@ -226,6 +231,11 @@ class Requests:
     ) -> dict[str, Any]:
         """Return the request as the task sees it, in the shape that Celery's worker gives it."""
         headers, properties = envelope.headers, envelope.properties
+        group = headers.get("group")
+        if not (group is None or isinstance(group, str)):
+            raise InvalidTaskError(
+                f"The message has {group!r} for its group, which must be a text."
+            )
         return {
             "headers": {key: headers[key] for key in headers.keys() - _KNOWN},
             **headers,
@@ -258,6 +268,9 @@ class Requests:
     def refuse(self, delivery: Delivery, exc: Exception) -> None:
         """Have the task fail whose message Celery can not even look at."""
         logger.exception("Task %s[%s] can not be run", delivery.task, delivery.task_id)
+        if not all(isinstance(arg, str) for arg in exc.args):
+            # It may quote the very thing that can not be read, and then could not be read itself.
+            exc = InvalidTaskError(f"The message can not be read: {type(exc).__name__}: {exc}")
         self._app.backend.mark_as_failure(delivery.task_id, exc)
 
     def as_request(self, delivery: Delivery, envelope: Envelope, action: list[Action]) -> Request:
