@@ -597,6 +597,12 @@ class TestRates:
 
         assert bodies(claim(engine, rates={"slow": FAR})) == ["a", "c", "d"]
 
+    def test_a_limited_task_is_the_first_of_its_batch(self, engine: Engine) -> None:
+        publish(engine, "a", "b")
+        publish(engine, "c", "d", task="slow")
+
+        assert bodies(claim(engine, rates={"slow": FAR})) == ["c", "a", "b"]
+
     def test_a_changed_rate_takes_effect_at_once(self, engine: Engine) -> None:
         publish(engine, "a", "b")
         claim(engine, rates={"t": FAR})

@@ -55,7 +55,8 @@ class Choice:
         for rank, tag, queue, lane_id in (min(found) for found in limited.values() if found):
             turns.setdefault(queue, []).append((rank, tag, lane_id))
         heads = list(islice(_in_turns(turns), limit))
-        self._note_starts(db, intake, heads, now)
+        if limited:
+            heads = self._start_now(db, intake, heads, now)
         return [(lane, rank, tag) for rank, tag, lane in heads]
 
     def outlook(self, db: sqlite3.Connection, intake: Intake) -> float:
@@ -95,18 +96,21 @@ class Choice:
         }
         return {task: at for task, at in starts.items() if at > now}
 
-    def _note_starts(
+    def _start_now(
         self,
         db: sqlite3.Connection,
         intake: Intake,
         heads: list[tuple[int, int, int]],
         now: float,
-    ) -> None:
-        if not intake.rates:
-            return
+    ) -> list[tuple[int, int, int]]:
+        """Note the starts of limited tasks, and put these first: they start when they are claimed.
+
+        Behind others of the batch they would start later, and the next one too soon after them.
+        """
         tasks = {lane.id: lane.task for lane in self._lanes.select(db, intake)}
         for task in {tasks[head[2]] for head in heads} & set(intake.rates):
             db.execute(self._sql["set_rate"], (task, now))
+        return sorted(heads, key=lambda head: tasks[head[2]] not in intake.rates)
 
 
 def _in_turns(
