@@ -14,6 +14,7 @@ it, for application factories. Everything else is Celery.
 #   result.py       what they return, which can explain itself
 #   config.py       Flask's config → Celery's settings
 #   context.py      the app context around a whole task
+#   logs.py         whose logging a worker uses, and which task wrote a record
 #   coroutines.py   `async def` tasks
 #   greenlets.py    the same with gevent
 #   publish.py      the short way from apply_async() to the queue

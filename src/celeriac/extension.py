@@ -98,6 +98,7 @@ class Celeriac(stock.Celery[Task[..., Any]]):
 
     amqp_cls = "celeriac.publish:AMQP"
     control_cls = "celeriac.control:Control"
+    log_cls = "celeriac.logs:Logging"
     task_cls = "celeriac.task:Task"
 
     #: The Flask app that this Celery app belongs to.
