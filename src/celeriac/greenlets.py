@@ -45,6 +45,19 @@ def _turn() -> AbstractContextManager[Any]:
     return threading.Lock()
 
 
+def _acquire(turn: Any) -> None:
+    """Acquire the lock, whatever is thrown into the greenlet while it waits for that."""
+    thrown: BaseException | None = None
+    while True:
+        try:
+            turn.acquire()
+            break
+        except BaseException as error:
+            thrown = error
+    if thrown is not None:
+        raise thrown
+
+
 def _make_selector() -> selectors.BaseSelector:
     turn: Any = _turn()
 
@@ -59,7 +72,9 @@ def _make_selector() -> selectors.BaseSelector:
             try:
                 return super().select(timeout)
             finally:
-                turn.acquire()
-                asyncio._set_running_loop(loop)
+                try:
+                    _acquire(turn)
+                finally:
+                    asyncio._set_running_loop(loop)
 
     return Selector()

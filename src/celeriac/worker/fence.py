@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from celeriac import coroutines
+
 #: Modules whose locks a thread would keep for ever if it were interrupted while it takes them,
 #: and Celery's signals, whose receivers' errors nobody hears of.
 _NOT_INSIDE = ("logging", "importlib", "threading", "celery.utils.dispatch")
@@ -86,8 +88,9 @@ class Fence:
 
 
 def interrupt(ident: int, exc: type[BaseException]) -> None:
-    """Raise an exception in a thread, as soon as it runs Python."""
-    _set_exception(ident, exc)
+    """Raise an exception in a thread, as soon as it runs Python; in a coroutine, at its await."""
+    if not coroutines.interrupt(ident, exc()):
+        _set_exception(ident, exc)
 
 
 def is_safe(ident: int) -> bool:
