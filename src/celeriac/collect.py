@@ -40,12 +40,14 @@ class Collector:
         """Collect everything from now on, for the task has failed; say if it had not succeeded.
 
         What was collected of callbacks is dropped: Celery sends them before it stores the
-        result, and that is what failed. What goes under the task's own id is its retry.
+        result, and that is what failed. What goes under the task's own id is its retry, and
+        what goes under none is an event.
         """
         if any(each.task_id == self.task_id and each.state == "SUCCESS" for each in self.results):
             return False
         if self.closing:
-            self.messages = [each for each in self.messages if each.task_id == self.task_id]
+            kept = (self.task_id, "")
+            self.messages = [each for each in self.messages if each.task_id in kept]
         self.closing = True
         return True
 

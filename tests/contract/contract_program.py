@@ -12,6 +12,7 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import signals
+from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore
 from celery.exceptions import Reject
 from flask import current_app
@@ -165,6 +166,14 @@ def waiting(key: str) -> str:
     journal("waiting", key, os.getpid())
     wait_for(key)
     return key
+
+
+@celery.task(bind=True, base=AbortableTask)
+def abortable(self: Any, key: str) -> str:
+    journal("abortable", key)
+    while not self.is_aborted():
+        time.sleep(0.02)
+    return "aborted"
 
 
 @celery.task(bind=True, acks_late=True)
