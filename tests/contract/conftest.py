@@ -15,7 +15,7 @@ from leaks import LASTING
 
 #: The brokers of Celery's own, on which its worker runs with its default pool.
 STOCK = ("redis", "rabbitmq")
-COLUMNS = ("prefork", "threads", "solo", *STOCK)
+COLUMNS = ("prefork", "threads", "solo", "gevent", *STOCK)
 
 
 @pytest.fixture(scope="session", params=COLUMNS)

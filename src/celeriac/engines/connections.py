@@ -1,6 +1,7 @@
 """How a thread gets its SQLite connection, and how a fork is survived.
 
-Each thread has one connection, used under that connection's own lock. A fork takes all these
+Each thread has one connection, used under that connection's own lock; the greenlets of a thread
+share it, or a thousand of them would need three thousand open files. A fork takes all these
 locks, closes all connections, and only then happens: SQLite's bookkeeping of file locks is a
 process's own, and a child that inherits it believes to hold what only its parent holds.
 """
@@ -11,12 +12,14 @@ import functools
 import os
 import random
 import sqlite3
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from typing import TypeVar
 
 from .base import EngineConfigurationError
@@ -157,7 +160,7 @@ class Connections:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._local = threading.local()
+        self._local = _thread_local()
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._held: list[Connection] = []
 
@@ -242,6 +245,13 @@ def _register_at_fork() -> None:
         after_in_parent=lambda: each("_after_fork_in_parent"),
         after_in_child=start_over,
     )
+
+
+def _thread_local() -> Any:
+    """Return storage of each thread's own, where gevent has made it each greenlet's as well."""
+    monkey = sys.modules.get("gevent.monkey")
+    local = threading.local if monkey is None else monkey.get_original("threading", "local")
+    return local()
 
 
 def _open(place: Place) -> sqlite3.Connection:

@@ -25,6 +25,7 @@ logger = get_logger(__name__)
 _POOLS = {
     "celery.concurrency.prefork:TaskPool": "celeriac.worker.prefork:ProcessPool",
     "celery.concurrency.thread:TaskPool": "celeriac.worker.thread:ThreadPool",
+    "celery.concurrency.gevent:TaskPool": "celeriac.worker.gevent:GeventPool",
     "celery.concurrency.solo:TaskPool": "celeriac.worker.solo:SoloPool",
 }
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-#: How many children a worker may have.
+#: How many children a worker may have, unless it starts with more.
 SLOTS = 256
-#: The slot under which the parent is woken.
-PARENT = SLOTS
+#: The slot under which the parent is woken, beyond those of children.
+PARENT = 10_000
 #: How many deliveries a child may have started and not completed.
 STARTED = 256
 
@@ -56,17 +56,18 @@ class Activity(NamedTuple):
 class Board:
     """The board of one worker.
 
-    :param names: the tasks that can be counted; fixed when the board is made.
+    :param names: the tasks that can be counted; fixed when the board is made, as the slots are.
     """
 
-    def __init__(self, path: Path, names: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, names: Sequence[str] = (), slots: int = SLOTS) -> None:
         self._path = path
         # Between the thread that runs tasks and the one that records their outcomes.
         self._lock = threading.Lock()
+        self._slots = slots
         self._names = list(names)
         self._index = {name: place for place, name in enumerate(self._names)}
         #: Where it says whether the parent looks often.
-        self._watch = SLOTS * (_SLOT + 8 * len(self._names))
+        self._watch = slots * (_SLOT + 8 * len(self._names))
         size = self._watch + _U32.size
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -158,7 +159,7 @@ class Board:
     def totals(self) -> dict[str, int]:
         """Return how often each task was run."""
         totals = {}
-        slots = [slot for slot in range(SLOTS) if self.read(slot).done]
+        slots = [slot for slot in range(self._slots) if self.read(slot).done]
         for place, name in enumerate(self._names):
             total = sum(
                 _U64.unpack_from(self._map, self._counter(slot, place))[0] for slot in slots
@@ -173,7 +174,7 @@ class Board:
         self._path.unlink(missing_ok=True)
 
     def _counter(self, slot: int, place: int) -> int:
-        return SLOTS * _SLOT + 8 * (slot * len(self._names) + place)
+        return self._slots * _SLOT + 8 * (slot * len(self._names) + place)
 
     def _add(self, offset: int) -> None:
         _U64.pack_into(self._map, offset, _U64.unpack_from(self._map, offset)[0] + 1)

@@ -341,7 +341,7 @@ class Consumer(stock.Consumer):
             engine=self.engine,
             hostname=self.hostname,
             worker_id=self.id,
-            board=Board(board_path(self.engine.folder, self.id), names),
+            board=Board(board_path(self.engine.folder, self.id), names, self.pool.most),
             tasks=frozenset(names),
             limits=Limits(options.get("soft_timeout"), options.get("timeout")),
             max_tasks=options.get("maxtasksperchild") if recycles else None,

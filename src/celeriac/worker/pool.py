@@ -23,6 +23,7 @@ from celery.utils.log import get_logger
 from celeriac.engines import EngineError
 
 from .board import Activity
+from .board import PARENT
 from .board import SLOTS
 from .child import Settings
 from .claimant import Orders
@@ -83,11 +84,11 @@ class Pool(BasePool):
     options: dict[str, Any]
     #: Whether children end and are replaced by and by: threads would not give memory back.
     recycles = False
-    #: How many children there can be.
-    most = SLOTS
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        #: How many children there can be.
+        self.most = max(SLOTS, self.limit or 0)
         self.settings: Settings | None = None
         self.orders = Orders()
         self._children: dict[int, Any] = {}
@@ -177,6 +178,11 @@ class Pool(BasePool):
     def grow(self, n: int = 1) -> None:
         """Have ``n`` children more; they are started by the next :meth:`tick`."""
         with self._lock:
+            if self.limit + n > self.most:
+                raise ValueError(
+                    f"This worker can have at most {self.most} children. Start another one, or "
+                    f"start it anew with -c {self.limit + n}."
+                )
             self.limit += n
 
     def shrink(self, n: int = 1) -> None:
@@ -251,14 +257,10 @@ class Pool(BasePool):
 
     def _fill(self) -> None:
         while len(self._children) - len(self._leaving) < self.limit and not self.orders.stop:
-            slot = self._free_slot()
+            slot = next(slot for slot in range(PARENT) if slot not in self._children)
+            if slot >= self.most:
+                return  # All are taken until those that leave are gone.
             self._children[slot] = self.start_child(slot)
-
-    def _free_slot(self) -> int:
-        for slot in range(self.most):
-            if slot not in self._children:
-                return slot
-        raise ValueError(f"A worker can have at most {self.most} children; start another worker.")
 
     def _reap(self) -> None:
         """Deal with the dead, and replace them."""

@@ -1,0 +1,102 @@
+"""What each pool does in its own way. What all do alike is in ``tests/contract``."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.exceptions import TimeLimitExceeded
+from billiard.exceptions import WorkerLostError
+from celery import group
+from contracts import Contract
+from programs import Program
+from waiting import wait_until
+
+from celeriac.engines import Engine
+
+SOON = 15
+Start = Callable[..., Program]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_limits_of_the_worker_hold_for_all_its_tasks(
+    tasks: Any, contract: Contract, start: Start, pool: str
+) -> None:
+    start("-P", pool, "-c", "1", "--time-limit", "0.8", "--soft-time-limit", "0.3")
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        tasks.looping.delay(10).get(timeout=SOON)
+    with pytest.raises(TimeLimitExceeded, match=r"\(0\.8"):
+        tasks.outliving.delay("key", 2.0).get(timeout=SOON)
+    assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
+
+
+def test_thread_that_computes_in_c_is_replaced_and_the_worker_still_stops(
+    tasks: Any, contract: Contract, start: Start
+) -> None:
+    worker = start("-P", "threads", "-c", "1")
+
+    with pytest.raises(TimeLimitExceeded):
+        tasks.nap.apply_async((1000,), time_limit=0.2).get(timeout=SOON)
+
+    assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
+    assert worker.stop() == 0
+    assert "Hard time limit (0.2s) exceeded for contract_program.nap" in worker.log
+
+
+def test_threads_are_ended_at_a_cold_shutdown(
+    tasks: Any, contract: Contract, start: Start, engine: Engine
+) -> None:
+    worker = start("-P", "threads", "-c", "2")
+    key = contract.new_key()
+    late, early = tasks.late_waiting.delay(key), tasks.waiting.delay(key)
+    wait_until(lambda: len(contract.journal(key)) == 2, SOON)
+
+    worker.stop(signal.SIGQUIT)
+
+    with pytest.raises(WorkerLostError, match="cold shutdown"):
+        early.get(timeout=SOON)
+    [waiting] = engine.list_tasks()
+    assert (waiting.task_id, waiting.status, waiting.deaths) == (late.id, "ready", 0)
+
+
+def test_solo_hands_over_what_waits_behind_a_long_task(
+    tasks: Any, contract: Contract, start: Start
+) -> None:
+    start("-P", "solo", name="solo")
+    # It has learnt to claim many at once.
+    for result in [tasks.add.delay(i, i) for i in range(300)]:
+        result.get(timeout=SOON)
+    key = contract.new_key()
+    with contract.program.celery.producer_or_acquire() as producer:
+        held = tasks.waiting.apply_async((key,), producer=producer)
+        others = [tasks.add.apply_async((i, 1), producer=producer) for i in range(50)]
+    contract.wait_for("waiting", key)
+
+    start("-c", "1", name="other")
+
+    assert [other.get(timeout=SOON) for other in others] == [i + 1 for i in range(50)]
+    contract.let_go(key)
+    held.get(timeout=SOON)
+
+
+def test_greenlets_wait_side_by_side(tasks: Any, contract: Contract, start: Start) -> None:
+    # More than a board has room for by default.
+    worker = start("-P", "gevent", "-c", "300")
+
+    results = group(tasks.nap.s(1.0) for _ in range(300)).delay()
+
+    assert results.get(timeout=SOON) == ["slept"] * 300
+    assert worker.stop() == 0
+
+
+def test_pool_grows_no_further_than_its_board(tasks: Any, contract: Contract, start: Start) -> None:
+    start("-P", "threads", "-c", "1")
+
+    [answer] = tasks.celery.control.pool_grow(256, reply=True, timeout=SOON, limit=1)
+
+    assert "This worker can have at most 256 children." in str(answer)
+    assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
