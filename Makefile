@@ -2,6 +2,8 @@
 #
 #   make test        style, types, layers, docs and tests, on the Python that PYTHON names
 #   make test-all    the tests on every Python found, and with the lowest Celery and Flask
+#   make faults      kill workers at random and check what was promised; FAULTS holds options
+#   make power       cut the power, simulated, and look for what was confirmed; POWER holds options
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
 #   make bench       the benchmarks; BENCH holds their options
 #   make format      put source in form
@@ -13,8 +15,10 @@ BIN := $(VENV)/bin
 # Options for the programs below: `make tests PYTEST=-x`, `make bench BENCH=--help`.
 PYTEST ?=
 BENCH ?=
+FAULTS ?=
+POWER ?=
 
-.PHONY: test lint tests docs test-all demo bench format lock clean
+.PHONY: test lint tests docs test-all faults power demo bench format lock clean
 .DEFAULT_GOAL := test
 
 # pytest last: its summary is the last thing to be read.
@@ -36,6 +40,12 @@ docs: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(BIN)/python -m tests.matrix $(PYTEST)
+
+faults: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
+
+power: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m power $(POWER)
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(if $(ONCE),--once)
