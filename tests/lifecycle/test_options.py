@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import TaskRevokedError
+from celery.utils import sysinfo
 from contracts import Contract
 from programs import celery_command
 from programs import Program
@@ -58,6 +59,15 @@ def test_autoscale(tasks: Any, contract: Contract, start: Start) -> None:
     contract.let_go(key)
     for result in results:
         assert result.get(timeout=SOON) == key
+
+
+@pytest.mark.skipif(not hasattr(sysinfo, "cpu_budget"), reason="comes with Celery 5.7")
+def test_concurrency_by_the_processors_that_there_are(start: Start) -> None:
+    worker = start("-c", "auto")
+
+    count = sysinfo.cpu_budget().count
+    assert f"worker_concurrency='auto' resolved to {count} (pool=prefork" in worker.log
+    assert len(worker.children()) == count
 
 
 def test_queues_and_excluded_queues(tasks: Any, contract: Contract, start: Start) -> None:

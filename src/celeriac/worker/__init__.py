@@ -44,6 +44,11 @@ def choose_parts(sender: Any, **kwargs: Any) -> None:
     if ours is None or sender.consumer_cls != "celery.worker.consumer:Consumer":
         return
     _check(sender.app.conf.broker_read_url)
+    if isinstance(sender.concurrency, str):
+        # "auto", which Celery resolves right after this signal, by the class of its own pool. No
+        # door: see WorkController.setup_instance.
+        sender.pool_cls = pool
+        sender._resolve_auto_concurrency()
     sender.pool_cls = get_implementation(ours)
     sender.consumer_cls = "celeriac.worker.consumer:Consumer"
     sender.autoscaler_cls = "celeriac.worker.autoscale:Autoscaler"
