@@ -375,6 +375,10 @@ def _run_elsewhere(task: Any, request: Any, label: str, coroutine: Coroutine[Any
 
 
 def _is_in_loop() -> bool:
+    if greenlets.are_threads():
+        # Another greenlet's loop may run, in the midst of a step that sends something: ours will
+        # have its turn.
+        return threading.get_ident() in _running
     try:
         asyncio.get_running_loop()
     except RuntimeError:
