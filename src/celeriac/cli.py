@@ -40,6 +40,10 @@ celery = _Program(
 
 
 def _run(ctx: click.Context, args: list[str]) -> Any:
+    from celery import maybe_patch_concurrency
+
+    # For `-P gevent`, as Celery's own program begins, and before the app is imported.
+    maybe_patch_concurrency(["celery", *args])
     from celery.bin.celery import celery as program
 
     # No app context is pushed here: a worker makes one for each task. The environment variables
