@@ -9,6 +9,7 @@ it, for application factories. Everything else is Celery.
 #   extension.py    Celeriac, make_celery: one Celery app per Flask app
 #   cli.py          `flask celery …`: every command of `celery …`, for application factories
 #   commands.py     what `celery …` learns from us
+#   flower.py       Flower's broker page, for an engine
 #   entry.py        how a program that never imports celeriac finds all this
 #   task.py         the Task base class: delay() and apply_async() start here
 #   result.py       what they return, which can explain itself

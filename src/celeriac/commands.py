@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,13 @@ from .explain import Cause
 from .explain import explain as explain_task
 
 _STOCK = "celery.beat:PersistentScheduler"
+
+
+# Celery's program loads Flower's command, where it is installed, together with ours.
+with suppress(ImportError):
+    from .flower import add_pages
+
+    add_pages()
 
 
 @signals.worker_init.connect(weak=False, dispatch_uid="celeriac.worker")
