@@ -317,6 +317,7 @@ def test_second_beat_sees_what_the_first_one_sent(
     assert delay > 0
 
 
+@pytest.mark.differs("redis", "rabbitmq", row="Several `celery beat`")
 def test_of_ten_beats_one_sends(app: Celeriac, engine: Engine) -> None:
     app.conf.beat_schedule = {"often": {"task": "tick", "schedule": OFTEN}}
     began = time.time()
