@@ -21,17 +21,14 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable
 from collections.abc import Callable
 from collections.abc import Coroutine
 from collections.abc import Generator
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
-from types import CoroutineType
 from types import FrameType
 from typing import Any
-from typing import TypeVar
 
 import celery._state
 from celery import signals
@@ -43,8 +40,6 @@ logger = get_logger(__name__)
 
 # Celery keeps the stack of current tasks in a module that it calls internal.
 _state: Any = celery._state
-
-R = TypeVar("R")
 
 #: How long what a task left behind may take to end when it is cancelled (seconds).
 GRACE = 5.0
@@ -81,7 +76,7 @@ def why_refused(name: str, function: Any) -> str:
     )
 
 
-def finish(task: Any, coroutine: Coroutine[Any, Any, Any]) -> Any:
+def finish(task: Any, coroutine: Any) -> Any:
     """Run what the task's function returned to its end, if Celery's tracer waits for that.
 
     Another caller of the function is given the coroutine, to await it.
@@ -98,7 +93,7 @@ def finish(task: Any, coroutine: Coroutine[Any, Any, Any]) -> Any:
     return _own_loop().run(label, coroutine)
 
 
-async def within(context: AbstractContextManager[Any], awaitable: Awaitable[R]) -> R:
+async def within(context: AbstractContextManager[Any], awaitable: Any) -> Any:
     """Await something inside a context."""
     with context:
         return await awaitable
@@ -416,11 +411,6 @@ def _refusing(name: str, function: Any) -> Callable[..., Any]:
 
     run.is_adapted = True  # type: ignore[attr-defined]
     return run
-
-
-def is_coroutine(value: Any) -> bool:
-    """Say whether a value is what an ``async def`` returns when it is called."""
-    return type(value) is CoroutineType
 
 
 def _is_coroutine_function(function: Any) -> bool:

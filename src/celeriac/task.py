@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from datetime import timedelta
+from types import CoroutineType
 from typing import Any
 from typing import cast
 from typing import Concatenate
@@ -35,7 +36,6 @@ from kombu.utils import json
 from . import coroutines
 from . import stock
 from .context import app_context
-from .coroutines import is_coroutine
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
@@ -76,19 +76,19 @@ class Task(stock.Task[P, R]):
             # Celery's tracer, not a caller: the request is the task's own. A second call in the
             # same request is the task calling itself.
             request._protected = 1
-            result: Any = self.run(*args, **kwargs)
+            result = self.run(*args, **kwargs)
             # A plain function that returns what an `async def` gave it, say.
-            if is_coroutine(result):
+            if type(result) is CoroutineType:
                 result = coroutines.finish(self, result)
-            return cast("R", result)
+            return result
         app = None if has_app_context() else getattr(self.app, "flask_app", None)
         if app is None:
             return super().__call__(*args, **kwargs)
         with app_context(app):
             result = super().__call__(*args, **kwargs)
-        if is_coroutine(result):
-            return cast("R", coroutines.within(app_context(app), result))
-        return cast("R", result)
+        if type(result) is CoroutineType:
+            result = cast("R", coroutines.within(app_context(app), result))
+        return result
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Enqueue the task with these arguments; when this returns, the message is stored.
