@@ -26,6 +26,7 @@ it, for application factories. Everything else is Celery.
 #   canvas.py       chords, and what follows when a task of a canvas fails
 #   dependents.py   what can never run because something before it failed
 #   beat.py         schedules, kept by an engine
+#   redis.py        Celery's Redis result backend, that keeps no sender waiting
 #   worker/         claim, run, complete; what happens when a worker dies
 #   explain.py      why a task is not running, and what mends it
 #   collect.py      what a finishing task stores and sends, gathered into one commit

@@ -1,9 +1,10 @@
 """What means something else on Redis and RabbitMQ, where stock workers run.
 
 What can be translated is: :func:`for_reading` lets Redis serve the higher priority first, as the
-others do. Of the rest, whoever is about to rely on it is told once: senders by
-:class:`CautiousSender`, as warnings; workers by :func:`worker_cautions`, as lines of their log.
-The whole list is in ``docs/moving.rst``, "What is different".
+others do, and :func:`for_writing` lets no sender wait without end. Of the rest, whoever is about
+to rely on it is told once: senders by :class:`CautiousSender`, as warnings; workers by
+:func:`worker_cautions`, as lines of their log. The whole list is in ``docs/moving.rst``, "What
+is different".
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from datetime import timedelta
 from datetime import timezone
+from time import monotonic
 from typing import Any
 from typing import cast
 
@@ -28,6 +30,10 @@ _AMQP = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq"})
 PRIORITY_STEPS = (0, 3, 6, 9)
 #: kombu's own, in seconds.
 VISIBILITY_TIMEOUT = 3600.0
+#: For how long a sender goes on trying to connect, and to one that does not answer (seconds).
+#: Both may pass one after the other, so ``delay()`` raises within five seconds.
+PATIENCE = 2.0
+SILENCE = 2.5
 
 
 class HighestFirst(list[int]):
@@ -52,6 +58,21 @@ def for_reading(conf: Any, url: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "transport_options": {**given, "priority_steps": steps}}
 
 
+def for_writing(conf: Any, url: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a connection that is to send, and not to wait for long.
+
+    Where nothing answers at all, kombu waits for Redis without end.
+    """
+    transport = _transport(conf, url)
+    limits: dict[str, Any] = {"connect_retries_timeout": PATIENCE}
+    if transport in _REDIS:
+        limits |= {"socket_timeout": SILENCE, "socket_connect_timeout": SILENCE}
+    elif transport not in _AMQP:
+        return options
+    given = {**conf.broker_transport_options, **(options.get("transport_options") or {})}
+    return {**options, "transport_options": {**limits, **given}}
+
+
 class CautiousSender:
     """Celery's function that sends a task's message, after a look at what it asks for.
 
@@ -64,12 +85,15 @@ class CautiousSender:
         self._is_amqp = transport in _AMQP
         self._hidden_for = _visibility_timeout(conf) if transport in _REDIS else None
         self._told: set[tuple[str, str]] = set()
+        self._is_bounded = not conf.value_set_for("task_publish_retry_policy")
 
     def __call__(self, producer: Any, name: str, message: Any, **options: Any) -> Any:
         if self._is_amqp and options.get("priority"):
             self._check_priority(options.get("queue"))
         if self._hidden_for is not None and message.headers.get("eta"):
             self._check_eta(name, message.headers["eta"], self._hidden_for)
+        if self._is_bounded and not options.get("retry_policy"):
+            options["retry_policy"] = {"errback": _Deadline()}
         return self._send(producer, name, message, **options)
 
     def _check_priority(self, queue: Any) -> None:
@@ -96,6 +120,17 @@ class CautiousSender:
         known = (subject, name) in self._told
         self._told.add((subject, name))
         return known
+
+
+class _Deadline:
+    """Ends kombu's retries after a while: it asks before each, however long the one before took."""
+
+    def __init__(self) -> None:
+        self._end = monotonic() + PATIENCE
+
+    def __call__(self, exc: Exception, interval: float) -> None:
+        if monotonic() > self._end:
+            raise exc
 
 
 def worker_cautions(app: Any) -> Iterator[str]:

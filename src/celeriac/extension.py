@@ -36,6 +36,7 @@ from . import context
 from . import coroutines
 from . import stock
 from .brokers import for_reading
+from .brokers import for_writing
 from .config import check_urls
 from .config import Configuration
 from .config import make_folder
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 # Celery keeps its apps, and those that share their tasks, in a module that it calls internal.
 _state: Any = celery._state
+
+_REDIS_BACKEND = "celeriac.redis:RedisBackend"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -167,6 +170,7 @@ class Celeriac(stock.Celery[Task[..., Any]]):
         self.main = self._named_main or _importable(app.import_name)
         self._settings = settings
         self._conf.settle(app.instance_path)
+        self.loader.override_backends = dict.fromkeys(("redis", "rediss"), _REDIS_BACKEND)
         self.add_defaults(lambda: settings)
         self._rebind()
         context.connect(app)
@@ -314,7 +318,8 @@ class Celeriac(stock.Celery[Task[..., Any]]):
 
     def connection_for_write(self, url: str | None = None, **kwargs: Any) -> Any:
         self._require_broker(url)
-        return super().connection_for_write(url, **kwargs)
+        url = url or self.conf.broker_write_url
+        return super().connection_for_write(url, **for_writing(self.conf, url, kwargs))
 
     def _require_broker(self, url: str | None) -> None:
         # Celery's own answer would be a RabbitMQ on this machine.
