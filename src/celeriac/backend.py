@@ -37,7 +37,6 @@ from .canvas import CanvasBackend
 from .collect import Collector
 from .engines import Engine
 from .engines import EngineConfigurationError
-from .engines import is_engine_url
 from .engines import open_engine
 from .engines.base import Result
 from .exceptions import EngineError
@@ -48,8 +47,8 @@ from .explain import Explanation
 from .explain import is_stock_consumer
 from .explain import Program
 from .explain import warn
-from .withdrawal import withdraw
 from .explain import Watch
+from .withdrawal import withdraw
 
 #: The longest sleep in the engine between two looks at the clock (seconds).
 MAX_SLEEP = 60.0
@@ -289,7 +288,7 @@ class EngineBackend(CanvasBackend):
         ``None`` when that can not be told: the messages are in another broker, or taken by stock
         workers, which leave no trace of what they run.
         """
-        if not self._is_broker():
+        if not self.is_broker():
             return None
         self._withdraw()
         explained = [self._explain_waiting(task_id) for task_id in islice(task_ids, LOOKED_AT)]
@@ -300,6 +299,7 @@ class EngineBackend(CanvasBackend):
             return (in_vain or pending)[0]
         unknown = [each for each in explained if each.cause is Cause.UNKNOWN]
         return self._judge_unknown(unknown[0]) if unknown else None
+
     def _explain_waiting(self, task_id: str) -> Explanation:
         explanation = self.explain(task_id)
         if explanation.cause is Cause.REVOKED:
@@ -312,7 +312,6 @@ class EngineBackend(CanvasBackend):
         # On a full disk, say, the next look may do better; waiting as such only reads.
         with suppress(EngineError):
             withdraw(self.app, self.engine, task_ids)
-
 
     def warn_ignored(self, task_id: str) -> None:
         """Warn, once, somebody who asks for a result that is not kept."""
@@ -329,11 +328,6 @@ class EngineBackend(CanvasBackend):
             return unknown
         explanation = self.explain(stored[0])
         return explanation if explanation.cause is Cause.NO_WORKER else None
-
-    def _is_broker(self) -> bool:
-        conf = self.app.conf
-        url = conf.get("broker_write_url") or conf.broker_url
-        return is_engine_url(url) and open_engine(url) is self.engine
 
     # Groups
 

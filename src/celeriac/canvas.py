@@ -33,6 +33,7 @@ from celery.result import ResultSet
 from celery.utils.functional import _regen as generator_type  # type: ignore[attr-defined]
 from celery.utils.log import get_logger
 from kombu.utils.encoding import ensure_bytes
+from kombu.utils.functional import maybe_list
 
 from . import collect
 from .collect import Collector
@@ -41,6 +42,8 @@ from .dependents import find_dependents
 from .dependents import is_group
 from .dependents import result_id
 from .engines import Engine
+from .engines import is_engine_url
+from .engines import open_engine
 from .engines.base import ChordPart
 
 logger = get_logger(__name__)
@@ -53,6 +56,12 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
     """The part of a result backend that keeps a canvas going, or ends it."""
 
     engine: Engine
+
+    def is_broker(self) -> bool:
+        """Say whether the engine is the app's broker, too."""
+        conf = self.app.conf
+        url = conf.get("broker_write_url") or conf.broker_url
+        return is_engine_url(url) and open_engine(url) is self.engine
 
     # The end of a task
 
@@ -127,6 +136,8 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
                 yield
         finally:
             self.engine.store_results(collector.results)
+            for size in collector.sizes:
+                self.engine.set_chord_size(*size)
             self.engine.publish(collector.messages)
             for part in collector.parts:
                 self._join(part)
@@ -183,6 +194,11 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Say how many parts complete the chord. Celery knows once the last one is being sent."""
+        collector = collect.current(self.engine)
+        # Without its messages a chord would be left behind for ever.
+        if collector is not None and collector.closing and self.is_broker():
+            collector.sizes.append((group_id, chord_size))
+            return
         if self.engine.set_chord_size(group_id, chord_size):
             self.chord_ready(self.engine.chord_parts(group_id)[0])
 
@@ -226,7 +242,8 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
         # a part that is counted twice does no harm, one that is lost does.
         for outer in collected.parts:
             self._join(outer)
-        won = self.engine.finish_chord(part.group_id, collected.messages, collected.results)
+        results, messages, _, sizes = collected.collected
+        won = self.engine.finish_chord(part.group_id, messages, results, sizes)
         self.engine.delete_group(part.group_id)
         return won
 
@@ -295,7 +312,8 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
         with self._ending(""):
             for each in callbacks:
                 own = errbacks(each)
-                own += [errback for errback in errbacks(callback) if errback not in own]
+                shared = maybe_list(callback["options"].get("link_error")) or []
+                own += [errback for errback in shared if errback not in own]
                 if own:
                     request = Context(dict(each), delivery_info={}, errbacks=own)
                     request.id = result_id(each)

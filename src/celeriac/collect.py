@@ -17,6 +17,9 @@ from .engines.base import ChordPart
 from .engines.base import Message
 from .engines.base import Result
 
+#: The end of an envelope whose body can be searched.
+_PLAIN = '"application/json", "utf-8"]'
+
 
 class Collector:
     """Gathers the results, messages and chord parts of one task.
@@ -26,7 +29,7 @@ class Collector:
         until then, what the task stores and sends is written at once, as its author expects.
     """
 
-    __slots__ = ("closing", "engine", "messages", "parts", "results", "task_id")
+    __slots__ = ("closing", "engine", "messages", "parts", "results", "sizes", "task_id")
 
     def __init__(self, engine: Engine, task_id: str = "", *, closing: bool = False) -> None:
         self.engine = engine
@@ -35,6 +38,26 @@ class Collector:
         self.results: list[Result] = []
         self.messages: list[Message] = []
         self.parts: list[ChordPart] = []
+        self.sizes: list[tuple[str, int]] = []
+
+    @property
+    def collected(
+        self,
+    ) -> tuple[list[Result], list[Message], list[ChordPart], list[tuple[str, int]]]:
+        """All that was gathered, in the order of :class:`~celeriac.engines.base.Outcome`."""
+        sizes = [size for size in self.sizes if self._sends_chord(size[0])]
+        return self.results, self.messages, self.parts, sizes
+
+    def _sends_chord(self, group_id: str) -> bool:
+        """Say whether a message may count in the chord.
+
+        Of a group in a chord's header Celery tells the size as if that were a chord, while its
+        members count in the chord around it. Nothing would ever remove such a chord.
+        """
+        return any(
+            _is_opaque(message) or group_id in message.envelope or group_id in str(message.body)
+            for message in self.messages
+        )
 
     def fail(self) -> bool:
         """Collect everything from now on, for the task has failed; say if it had not succeeded.
@@ -48,6 +71,7 @@ class Collector:
         if self.closing:
             kept = (self.task_id, "")
             self.messages = [each for each in self.messages if each.task_id in kept]
+            self.sizes = []
         self.closing = True
         return True
 
@@ -69,6 +93,11 @@ def current(engine: Engine) -> Collector | None:
     """Return the collector in force for ``engine``."""
     collector = _current.get()
     return collector if collector is not None and collector.engine is engine else None
+
+
+def _is_opaque(message: Message) -> bool:
+    is_plain = isinstance(message.body, str) and message.envelope.endswith(_PLAIN)
+    return not is_plain or '"compression"' in message.envelope
 
 
 def publish(engine: Engine, messages: list[Message]) -> None:

@@ -36,7 +36,8 @@ def find_dependents(signatures: Iterable[Mapping[str, Any]]) -> Iterator[Depende
         stack += [*_parts(signature, counts), *((each, counts) for each in later)]
         # A chord counts the tasks of a group that is its member, not the group.
         is_task = signature.get("subtask_type") not in ("chain", "group", "chord")
-        is_counted = counts and is_task and "chord" in options and bool(options.get("group_id"))
+        in_chord = bool(options.get("chord") and options.get("group_id"))
+        is_counted = counts and is_task and in_chord
         task_id = options.get("task_id") or (uuid() if is_counted else None)
         if task_id:
             yield Dependent(task_id, signature, is_counted)
@@ -69,10 +70,18 @@ def result_id(signature: Mapping[str, Any]) -> str | None:
 
 
 def errbacks(signature: Mapping[str, Any]) -> list[Any]:
-    """Return the error callbacks of a signature; those of a chord are its body's, too."""
+    """Return the error callbacks to call when the signature, a chord's callback, never begins.
+
+    They are its own, and those of what it would begin with: the first task of a chain, each of
+    a group. Of a chord it is the callback that fails.
+    """
     found = list(maybe_list(signature["options"].get("link_error")) or ())
-    if signature.get("subtask_type") == "chord" and signature["kwargs"].get("body"):
-        body = signature["kwargs"]["body"]
-        inner = [body, *(body["kwargs"]["tasks"] if is_group(body) else ())]
-        found += [errback for each in inner for errback in errbacks(each) if errback not in found]
+    kind, kwargs = signature.get("subtask_type"), signature["kwargs"]
+    first = {"group": kwargs.get("tasks"), "chord": [kwargs.get("body")]}.get(kind or "", [])
+    if kind == "chain":
+        tasks = kwargs["tasks"]
+        # A group and the step after it are a chord.
+        first = tasks[1:2] if tasks and is_group(tasks[0]) and len(tasks) > 1 else tasks[:1]
+    for each in filter(None, first or ()):
+        found += [errback for errback in errbacks(each) if errback not in found]
     return found

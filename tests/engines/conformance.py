@@ -883,6 +883,25 @@ class TestChords:
         assert not engine.finish_chord("g", [message("errback")])
         assert bodies(claim(engine)) == ["errback"]
 
+    def test_a_chord_that_a_task_sends_has_its_size_with_the_end_of_the_task(
+        self, engine: Engine
+    ) -> None:
+        publish(engine, "a", "b")
+        (first, second) = claim(engine)
+        engine.redeliver([second], died=False)
+
+        engine.complete([Outcome(first, sizes=[("g", 1)]), Outcome(second, sizes=[("lost", 1)])])
+        engine.finish_chord("g", sizes=[("none", 1)])
+        engine.join_chord(part("x", group="outer"))
+        engine.finish_chord("outer", sizes=[("inner", 1)])
+
+        joined = [
+            name
+            for name in ("g", "lost", "none", "inner")
+            if engine.join_chord(part("a", group=name))
+        ]
+        assert joined == ["g", "inner"]
+
     def test_parts_come_in_the_headers_order(self, engine: Engine) -> None:
         for member, place in [("c", 2), ("y", None), ("a", 0), ("x", None), ("b", 1)]:
             engine.join_chord(part(member, place))

@@ -125,6 +125,8 @@ class Outcome(NamedTuple):
     #: What the task sent next: its callbacks, the next step of its chain, its retry.
     messages: Sequence[Message] = ()
     parts: Sequence[ChordPart] = ()
+    #: Of the chords among the messages: the group's id, and how many parts complete it.
+    sizes: Sequence[tuple[str, int]] = ()
 
 
 class Completion(NamedTuple):
@@ -400,6 +402,7 @@ class Engine(abc.ABC):
         group_id: str,
         messages: Sequence[Message] = (),
         results: Sequence[Result] = (),
+        sizes: Sequence[tuple[str, int]] = (),
     ) -> bool:
         """End the chord, publishing its callback in the same transaction.
 

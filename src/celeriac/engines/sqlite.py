@@ -133,6 +133,7 @@ class SQLiteEngine(Engine):
             parts = [part for outcome in recorded for part in outcome.parts]
             self._store(db, results)
             self._insert(db, messages)
+            self._size(db, [size for outcome in recorded for size in outcome.sizes])
             chords = [part for part in parts if self._join(db, part)]
         self._ring_results(results)
         self._ring_queues(messages)
@@ -253,7 +254,7 @@ class SQLiteEngine(Engine):
     def set_chord_size(self, group_id: str, size: int) -> bool:
         now = time.time()
         with self._write() as db:
-            db.execute(self._sql["set_chord_size"], (group_id, size, now))
+            self._size(db, [(group_id, size)])
             self._drop_if_over(db, group_id)
             return db.execute(self._sql["complete_chord_of_size"], (now, group_id)).rowcount > 0
 
@@ -273,12 +274,14 @@ class SQLiteEngine(Engine):
         group_id: str,
         messages: Sequence[Message] = (),
         results: Sequence[Result] = (),
+        sizes: Sequence[tuple[str, int]] = (),
     ) -> bool:
         with self._write() as db:
             if not self._finish(db, group_id):
                 return False
             self._insert(db, messages)
             self._store(db, results)
+            self._size(db, sizes)
         self._ring_results(results)
         self._ring_queues(messages)
         return True
@@ -533,6 +536,10 @@ class SQLiteEngine(Engine):
 
     def _store(self, db: sqlite3.Connection, results: Sequence[Result]) -> None:
         db.executemany(self._sql["store_result"], results)
+
+    def _size(self, db: sqlite3.Connection, sizes: Sequence[tuple[str, int]]) -> None:
+        now = time.time()
+        db.executemany(self._sql["set_chord_size"], [(*size, now) for size in sizes])
 
     def _join(self, db: sqlite3.Connection, part: ChordPart) -> bool:
         now = time.time()

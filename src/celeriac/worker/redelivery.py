@@ -188,7 +188,7 @@ class Redelivery:
         results = collector.results
         if keep_arguments:
             results = [self._with_arguments(each, request) for each in results]
-        outcome = Outcome(delivery, action[0], results, collector.messages, collector.parts)
+        outcome = Outcome(delivery, action[0], results, *collector.collected[1:])
         for part in engine.complete([outcome]).chords:
             self._settings.app.backend.chord_ready(part)
 

@@ -130,7 +130,7 @@ class Requests:
                 self._execute(delivery, self._envelope, revoked, action)
             except Exception as exc:  # A message that Celery can not even look at.
                 self.refuse(delivery, exc)
-        return Outcome(delivery, action[0], collector.results, collector.messages, collector.parts)
+        return Outcome(delivery, action[0], *collector.collected)
 
     def _execute(
         self, delivery: Delivery, envelope: Envelope, revoked: bool, action: list[Action]
