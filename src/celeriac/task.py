@@ -34,6 +34,7 @@ from kombu.exceptions import EncodeError
 from kombu.utils import json
 
 from . import coroutines
+from . import replacement
 from . import stock
 from .context import app_context
 
@@ -118,6 +119,17 @@ class Task(stock.Task[P, R]):
             if isinstance(exc, ArgumentError):
                 raise
             raise next(_culprits(task, args, kwargs, named_options), exc) from exc
+
+    def replace(self, sig: Signature[Any]) -> Any:
+        """Run ``sig`` in place of this task, under its id and in its chord."""
+        go_on: Any = super().replace
+        return go_on(replacement.with_one_result(sig, self.app))
+
+    def on_replace(self, sig: Signature[Any]) -> Any:
+        """Send what replaces this task."""
+        replacement.take_place(sig, self.request)
+        send: Any = super().on_replace
+        return send(sig)
 
     def signature(
         self, args: Sequence[Any] | None = None, *starargs: Any, **starkwargs: Any

@@ -1,0 +1,54 @@
+"""What Celery's ``Task.replace()`` leaves undone when the replacement is a chord.
+
+The replacement comes in as a signature and goes out such that it ends under the id of the task
+that it replaces, and counts in that task's chord.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery import maybe_signature
+
+
+def with_one_result(signature: Any, app: Any) -> Any:
+    """Return the signature with one result in the end, if it ends in a group.
+
+    Celery does so for a group, and for a chain that ends in one. After a chord whose callback is
+    a group nothing would end under the id of the replaced task.
+    """
+    last = signature
+    while last.get("subtask_type") in ("chain", "chord"):
+        is_chain = last["subtask_type"] == "chain"
+        last = last["kwargs"]["tasks"][-1] if is_chain else last["kwargs"]["body"]
+    if last is signature or last.get("subtask_type") != "group":
+        return signature
+    return maybe_signature(signature, app=app) | app.tasks["celery.accumulate"].s(index=0)
+
+
+def take_place(signature: Any, request: Any) -> None:
+    """Have the last task of a chord count in the chord that the replaced one is a member of.
+
+    Celery tells so to the signature as a whole. On its way through a chord to the end of the
+    callback the name of the header gets in between.
+    """
+    if not request.chord or signature.get("subtask_type") not in ("chord", "chain"):
+        return
+    for last in _last(signature):
+        last["options"].update(
+            chord=request.chord, group_id=request.group, group_index=request.group_index
+        )
+
+
+def _last(signature: Any) -> Iterator[Any]:
+    kind, kwargs = signature.get("subtask_type"), signature["kwargs"]
+    if kind == "chord":
+        yield from _last(kwargs["body"])
+    elif kind == "chain":
+        yield from _last(kwargs["tasks"][-1])
+    elif kind == "group":
+        for task in kwargs["tasks"]:
+            yield from _last(task)
+    else:
+        yield signature
