@@ -122,6 +122,20 @@ def test_signal_of_terminate_is_chosen(
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
 
 
+def test_signal_of_the_soft_limit_lets_the_task_clean_up(
+    tasks: Any, contract: Contract, running: Callable[[Any], None]
+) -> None:
+    key = contract.new_key()
+    result = tasks.outliving.delay(key, 1)
+    running(result)
+
+    result.revoke(terminate=True, signal="SIGUSR1")
+
+    contract.wait_for("raised", key, "SoftTimeLimitExceeded")
+    contract.wait_for("outlived", key)
+    assert len(contract.journal("raised", key)) == 1
+
+
 def test_late_task_that_is_terminated_does_not_run_again(tasks: Any, contract: Contract) -> None:
     key = contract.new_key()
     result = tasks.late_waiting.delay(key)

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
 
+from celeriac.engines import open_engine
+from celeriac.engines.base import Worker
 from celeriac.worker.board import Board
 from celeriac.worker.child import _Pipe
 from celeriac.worker.child import _soft_limit_handler
 from celeriac.worker.child import encode_orders
+from celeriac.worker.child import make_requests
+from celeriac.worker.child import Settings
 from celeriac.worker.claimant import Claimant
 from celeriac.worker.claimant import Orders
+from celeriac.worker.redelivery import Redelivery
+from celeriac.worker.request import Limits
 
 
 @pytest.fixture
@@ -93,8 +100,11 @@ def test_orders_larger_than_a_pipe_arrive_piece_by_piece() -> None:
 
 
 @pytest.mark.parametrize(("ends_in", "raises"), [(-1.0, True), (60.0, False), (None, False)])
-def test_late_soft_limit_spares_the_next_task(ends_in: float | None, raises: bool) -> None:
+def test_late_soft_limit_spares_the_next_task(
+    board: Board, ends_in: float | None, raises: bool
+) -> None:
     claimant = Claimant.__new__(Claimant)
+    claimant._board, claimant._slot = board, 0
     claimant.soft_deadline = 0.0 if ends_in is None else time.monotonic() + ends_in
     handle = _soft_limit_handler(claimant)
 
@@ -103,3 +113,45 @@ def test_late_soft_limit_spares_the_next_task(ends_in: float | None, raises: boo
             handle(0, None)
     # Once is enough, and not at all for a task whose time is not over.
     handle(0, None)
+
+
+def test_soft_limit_on_request_is_raised_in_one_task(board: Board) -> None:
+    board.hold(0, 2)
+    begin(board, 7)
+    board.soften(0, 7)
+
+    assert board.is_softened(0)
+    board.end(0, "add")
+    assert not board.is_softened(0)
+    begin(board, 8)
+    assert not board.is_softened(0)
+
+
+def test_only_a_task_that_was_revoked_ends_as_terminated(board: Board, queue_url: str) -> None:
+    # Another may have begun between the parent's look and its signal.
+    celery = Celery("app", broker=queue_url, backend=queue_url, set_as_current=False)
+
+    @celery.task(name="add")
+    def add(x: int) -> int:
+        return x
+
+    engine = open_engine(queue_url)
+    limits = Limits(None, None)
+    settings = Settings(celery, engine, "w@host", "w", board, frozenset(["add"]), limits)
+    redelivery = Redelivery(settings, make_requests(settings), engine.folder)
+    engine.register(Worker("w", "w@host", 1, ["celery"], ["add"]))
+    revoked, other = add.delay(1), add.delay(2)
+    for slot in (0, 1):
+        board.enter(slot, 1234)
+        (delivery,) = engine.claim(["celery"], 1, worker="w", slot=slot)
+        board.begin(slot, delivery.tag, time.monotonic(), 0.0, 0.0)
+
+    engine.revoke([revoked.id])
+    for slot in (0, 1):
+        redelivery.child_died(slot, 1234, "terminated 15")
+
+    assert engine.list_tasks() == []
+    # Celery's request, which had the signal sent, said so of the first.
+    assert (revoked.state, other.state) == ("PENDING", "FAILURE")
+    engine.deregister("w")
+    celery.close()

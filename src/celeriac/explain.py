@@ -12,14 +12,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from datetime import datetime
 from datetime import timezone
 from difflib import get_close_matches
 from time import monotonic
 from time import time
-from typing import Any
 from typing import NamedTuple
 
 from .engines import Engine
@@ -199,25 +197,13 @@ def _not_registered(info: TaskInfo, workers: Sequence[Worker], program: Program)
 
 
 def _called_off(engine: Engine, info: TaskInfo) -> Explanation | None:
-    revocations = engine.revocations([info.task_id])
-    if revocations.task_ids or _is_stamped(info, revocations.stamps):
+    stamps = Envelope.unpack(info.envelope).headers.get("stamps")
+    if engine.revocations([info.task_id]).include(info.task_id, stamps):
         return Explanation(Cause.REVOKED, f"{_sentence(info)} was revoked and will not run.")
     if info.expires_at is not None and info.expires_at <= time():
         expired = _clock(info.expires_at)
         return Explanation(Cause.EXPIRED, f"{_sentence(info)} expired at {expired}.")
     return None
-
-
-def _is_stamped(info: TaskInfo, stamps: Mapping[str, Sequence[Any]]) -> bool:
-    """Say whether the task has a stamp with which tasks were called off."""
-    if not stamps:
-        return False
-    own = Envelope.unpack(info.envelope).headers.get("stamps") or {}
-    return any(
-        value in stamps[name]
-        for name in own.keys() & stamps.keys()
-        for value in (own[name] if isinstance(own[name], list) else [own[name]])
-    )
 
 
 def _waiting(engine: Engine, info: TaskInfo) -> Explanation:

@@ -216,6 +216,15 @@ class Revocations(NamedTuple):
     #: the same.
     stamps: Mapping[str, Sequence[Any]] = {}
 
+    def include(self, task_id: str, stamps: Mapping[str, Any] | None) -> bool:
+        """Say whether a task with these stamps was called off."""
+        return task_id in self.task_ids or any(
+            value in self.stamps[name]
+            for name, values in (stamps or {}).items()
+            if name in self.stamps
+            for value in (values if isinstance(values, (list, tuple)) else (values,))
+        )
+
 
 class Entry(NamedTuple):
     """An entry of a schedule, and when its task was sent last."""

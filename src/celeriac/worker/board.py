@@ -26,11 +26,13 @@ STARTED = 256
 # Per slot: process id; whether it runs a task now; the batch that it is to start no more of;
 # how many deliveries it holds; how many it has started since the last completion; the number of
 # its batch; when it began the current task, and when its soft and hard time limits end (monotonic
-# seconds, 0 for none); how many tasks it has run. Then the tags that it has started.
+# seconds, 0 for none); how many tasks it has run. Then, beyond what a new child clears, the tag of
+# the delivery in which somebody wants the soft time limit raised; and the tags that it has started.
 _HEAD = struct.Struct("=IIIIIIdddQ")
 _TAGS = 64
 _SLOT = _TAGS + 8 * STARTED
 _PID, _RUNNING, _HALT, _HELD, _COUNT, _BATCH, _BEGAN, _DONE = 0, 4, 8, 12, 16, 20, 24, 48
+_SOFTENED = 56
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _TIMES = struct.Struct("=ddd")
@@ -124,6 +126,12 @@ class Board:
 
     def is_watched(self) -> bool:
         """Say whether the parent looks often; if not, it must be woken to notice anything."""
+    def is_softened(self, slot: int) -> bool:
+        """Say whether somebody wants the soft time limit raised in what runs now."""
+        (tag,) = _U64.unpack_from(self._map, slot * _SLOT + _SOFTENED)
+        activity = self.read(slot)
+        return activity.running and activity.started[-1:] == (tag,)
+
         return bool(_U32.unpack_from(self._map, self._watch)[0])
 
     def recorded(self, slot: int, count: int) -> None:
@@ -149,6 +157,10 @@ class Board:
 
     def read(self, slot: int) -> Activity:
         """Return what the child of a slot is doing."""
+    def soften(self, slot: int, tag: int) -> None:
+        """Have the soft time limit raised in this delivery, whatever its limit is."""
+        _U64.pack_into(self._map, slot * _SLOT + _SOFTENED, tag)
+
         base = slot * _SLOT
         head = _HEAD.unpack_from(self._map, base)
         pid, running, halt, held, count, batch, began, soft, hard, done = head

@@ -12,7 +12,6 @@ import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -205,7 +204,7 @@ def _make_eventer(app: Celery, hostname: str) -> Any:
 def _soft_limit_handler(claimant: Claimant) -> Callable[[int, Any], None]:
     def raise_soft_limit(signum: int, frame: Any) -> None:
         # The signal may come late, and must not hit the task after the one that it is meant for.
-        if 0 < claimant.soft_deadline <= time.monotonic():
+        if claimant.is_overdue:
             claimant.soft_deadline = 0.0
             raise SoftTimeLimitExceeded()
 

@@ -122,6 +122,12 @@ class Claimant:
         self.soft_deadline = 0.0
         self._soft = 0.0
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the running task is to be told so: for its soft time limit, or on request."""
+        is_over = 0 < self.soft_deadline <= time.monotonic()
+        return is_over or self._board.is_softened(self._slot)
+
     def loop(self) -> None:
         """Work until told to stop, or until the child's own limits are reached."""
         while not self._orders().stop and self._has_more() and self._may_go_on():

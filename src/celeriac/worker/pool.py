@@ -26,6 +26,7 @@ from .board import Activity
 from .board import PARENT
 from .board import SLOTS
 from .child import Settings
+from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
 from .redelivery import COLD_SHUTDOWN
 
@@ -97,6 +98,8 @@ class Pool(BasePool):
         # The autoscaler is a thread of its own.
         self._lock = threading.RLock()
         self._told: dict[str, float] = {}
+        #: Tags of deliveries, by their slots, in which the soft time limit is to be raised.
+        self._softening: dict[int, int] = {}
 
     # What the consumer calls
 
@@ -167,12 +170,18 @@ class Pool(BasePool):
         the board gives for the child (:attr:`Activity.pid`); the consumer puts that into
         ``request.worker_pid``. It is a process id in prefork, the system's id of a thread in
         threads and solo, and a number of our own in gevent, so it names one child in each pool.
-        The signal means something to processes alone. The message is acknowledged, as the
-        request announces the revocation; a thread whose task does not end is replaced.
+        The signal means something to processes alone, but for that of the soft time limit, which
+        is raised in every pool. The message is acknowledged, as the request announces the
+        revocation; a thread whose task does not end is replaced.
         """
         signum = signal or 15
         for slot, activity in self.activities():
-            if activity.pid == pid and activity.running:
+            if activity.pid != pid or not activity.running:
+                continue
+            if signum == SIG_SOFT_LIMIT:
+                self._softening[slot] = activity.started[-1]
+                self.ready().board.soften(slot, activity.started[-1])
+            else:
                 self._end(slot, activity, signum, f"terminated {signum}")
 
     def grow(self, n: int = 1) -> None:
@@ -286,6 +295,8 @@ class Pool(BasePool):
         for slot, activity in running:
             if activity.soft_deadline or activity.hard_deadline:
                 self._enforce_limits(slot, activity, now)
+            if slot in self._softening:
+                self._soften(slot, activity)
             if activity.held > 1 and not activity.halted and now - activity.began > STUCK:
                 self._release_rest(slot, activity.batch)
         return bool(running)
@@ -300,6 +311,11 @@ class Pool(BasePool):
                 child.soft_sent = activity.soft_deadline
                 seconds = activity.soft_deadline - activity.began
                 logger.warning("Soft time limit (%gs) exceeded", seconds)
+
+    def _soften(self, slot: int, activity: Activity) -> None:
+        tag = self._softening[slot]
+        if activity.started[-1:] != (tag,) or self._children[slot].soften(tag):
+            del self._softening[slot]
 
     def _end(self, slot: int, activity: Activity, signum: int, reason: str) -> None:
         child = self._children.get(slot)

@@ -115,7 +115,7 @@ class Redelivery:
         why = death.reason if delivery.tag == death.current else ITS_WORKER_DIED
         if why.startswith("time limit "):
             self._record(delivery, lambda request: request.on_timeout(False, float(why[11:])))
-        elif why.startswith("terminated "):
+        elif why.startswith("terminated ") and self._is_called_off(delivery):
             # Celery's request announced the revocation when it was terminated.
             engine.complete([Outcome(delivery)])
         elif task.acks_late and why == COLD_SHUTDOWN:
@@ -126,6 +126,12 @@ class Redelivery:
             engine.redeliver([delivery], died=True)
         else:
             self._fail(lost, death.pid, why)
+
+    def _is_called_off(self, delivery: Delivery) -> bool:
+        """Say whether this is the task that was to be terminated, and not one after it."""
+        stamps = Envelope.unpack(delivery.envelope).headers.get("stamps")
+        revocations = self._settings.engine.revocations([delivery.task_id])
+        return revocations.include(delivery.task_id, stamps)
 
     def _runs_again(self, delivery: Delivery, task: Any) -> bool:
         # Celery's default is None: nobody said that it must not run again.
