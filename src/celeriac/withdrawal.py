@@ -28,6 +28,7 @@ from .collect import collecting
 from .collect import Collector
 from .engines import Engine
 from .engines import EngineError
+from .engines.base import Action
 from .engines.base import Delivery
 from .engines.base import Outcome
 from .envelope import Envelope
@@ -79,12 +80,7 @@ def _outcome(
         except Exception:  # Strangers can publish, too.
             logger.exception("The message of task %s can not be read", delivery.task_id)
             app.backend.mark_as_revoked(delivery.task_id, _reason(delivery))
-    return Outcome(
-        delivery,
-        results=collector.results,
-        messages=collector.messages,
-        parts=collector.parts,
-    )
+    return Outcome(delivery, Action.ACKNOWLEDGE, *collector.collected)
 
 
 def announce(app: Any, delivery: Delivery) -> None:
