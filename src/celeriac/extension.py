@@ -406,6 +406,9 @@ def _dotted_name(path: Path) -> str:
 
 def _find_name(*objects: Any) -> tuple[str, str] | None:
     for module in list(sys.modules.values()):
+        # Where Celery keeps the current app, another process has another one.
+        if getattr(module, "__name__", "").startswith("celery."):
+            continue
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if any(value is wanted for wanted in objects if wanted is not None):
                 return _importable(module.__name__), name

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from contracts import Contract
 from contracts import make_contract
@@ -15,7 +16,9 @@ from leaks import LASTING
 
 #: The brokers of Celery's own, on which its worker runs with its default pool.
 STOCK = ("redis", "rabbitmq")
-COLUMNS = ("prefork", "threads", "solo", "gevent", *STOCK)
+#: Prefork with children that are not forked, where Celery has a setting for it.
+SPAWN = ("spawn",) if celery.VERSION >= (5, 7) else ()
+COLUMNS = ("prefork", *SPAWN, "threads", "solo", "gevent", *STOCK)
 
 
 @pytest.fixture(scope="session", params=COLUMNS)
@@ -23,7 +26,9 @@ def contract(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """Return the contract, with a worker that runs for all tests of one column."""
     made = _make(request, tmp_path_factory.mktemp(request.param))
     queues = f"{made.queue},{made.queue}-elsewhere"
-    worker = made.start("-P", made.pool, "-c", "2", "-Q", queues)
+    pool = "prefork" if made.pool == "spawn" else made.pool
+    conf = {"worker_pool_start_method": "spawn"} if made.pool == "spawn" else {}
+    worker = made.start("-P", pool, "-c", "2", "-Q", queues, conf=conf)
     LASTING.add(worker.pid)
     try:
         yield made

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.exceptions import TimeLimitExceeded
 from billiard.exceptions import WorkerLostError
+from celery import Celery
 from celery import group
 from contracts import Contract
 from programs import Program
@@ -100,3 +104,67 @@ def test_pool_grows_no_further_than_its_board(tasks: Any, contract: Contract, st
 
     assert "This worker can have at most 256 children." in str(answer)
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
+
+
+FACTORY = """
+import os
+import billiard
+from celery import shared_task
+from flask import current_app, Flask
+from celeriac import make_celery
+
+billiard.set_start_method("spawn", force=True)
+if os.environ.get("ONLY_IN_PARENT") and billiard.current_process().name != "MainProcess":
+    raise RuntimeError("not here")
+
+@shared_task
+def where():
+    return [current_app.name, billiard.current_process().name, os.getpid()]
+
+def create_app():
+    app = Flask("made", instance_path=os.getcwd())
+    app.config["CELERY_BROKER_URL"] = os.environ["QUEUE"]
+    make_celery(app)
+    return app
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, program: Start, queue_url: str) -> Start:
+    """Start a worker whose children are spawned, and whose app is made by a factory."""
+    (tmp_path / "factory.py").write_text(FACTORY)
+    command = "-m flask --app factory celery worker -l INFO -c 1".split()
+
+    def start(*options: str, **env: str) -> Program:
+        return program(sys.executable, *command, *options, env={"QUEUE": queue_url, **env})
+
+    return start
+
+
+def test_spawned_child_makes_its_app_by_the_factory(factory: Start, queue_url: str) -> None:
+    worker = factory("--max-tasks-per-child", "1")
+    worker.wait_for_log(" ready.")
+    app = Celery(broker=queue_url, backend=queue_url)
+
+    found = [app.send_task("factory.where").get(timeout=SOON) for _ in range(2)]
+
+    assert [name for name, _, _ in found] == ["made", "made"]
+    assert {child for _, child, _ in found} == {"SpawnPoolWorker-1"}
+    assert len({pid for _, _, pid in found}) == 2
+    assert worker.stop() == 0
+
+
+def test_worker_whose_children_can_not_make_the_app_ends(factory: Start) -> None:
+    worker = factory(ONLY_IN_PARENT="1")
+
+    assert worker.wait() == os.EX_CONFIG
+    assert "A child of the worker could not make its app: not here." in worker.log
+
+
+def test_flask_celery_worker_runs_greenlets(factory: Start, queue_url: str) -> None:
+    worker = factory("-P", "gevent")
+    worker.wait_for_log(" ready.")
+    app = Celery(broker=queue_url, backend=queue_url)
+
+    assert app.send_task("factory.where").get(timeout=SOON)[:2] == ["made", "MainProcess"]
+    assert worker.stop() == 0

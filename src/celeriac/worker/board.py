@@ -61,15 +61,15 @@ class Board:
     :param names: the tasks that can be counted; fixed when the board is made, as the slots are.
     """
 
-    def __init__(self, path: Path, names: Sequence[str] = (), slots: int = SLOTS) -> None:
-        self._path = path
+    def __init__(self, path: Path | str, names: Sequence[str] = (), slots: int = SLOTS) -> None:
+        self.path = Path(path)
         # Between the thread that runs tasks and the one that records their outcomes.
         self._lock = threading.Lock()
-        self._slots = slots
-        self._names = list(names)
-        self._index = {name: place for place, name in enumerate(self._names)}
+        self.slots = slots
+        self.names = list(names)
+        self._index = {name: place for place, name in enumerate(self.names)}
         #: Where it says whether the parent looks often.
-        self._watch = slots * (_SLOT + 8 * len(self._names))
+        self._watch = slots * (_SLOT + 8 * len(self.names))
         size = self._watch + _U32.size
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -124,14 +124,14 @@ class Board:
         if place is not None:
             self._add(self._counter(slot, place))
 
-    def is_watched(self) -> bool:
-        """Say whether the parent looks often; if not, it must be woken to notice anything."""
     def is_softened(self, slot: int) -> bool:
         """Say whether somebody wants the soft time limit raised in what runs now."""
         (tag,) = _U64.unpack_from(self._map, slot * _SLOT + _SOFTENED)
         activity = self.read(slot)
         return activity.running and activity.started[-1:] == (tag,)
 
+    def is_watched(self) -> bool:
+        """Say whether the parent looks often; if not, it must be woken to notice anything."""
         return bool(_U32.unpack_from(self._map, self._watch)[0])
 
     def recorded(self, slot: int, count: int) -> None:
@@ -155,12 +155,12 @@ class Board:
         """Tell the child to start no more of this batch; its next one is not concerned."""
         _U32.pack_into(self._map, slot * _SLOT + _HALT, batch)
 
-    def read(self, slot: int) -> Activity:
-        """Return what the child of a slot is doing."""
     def soften(self, slot: int, tag: int) -> None:
         """Have the soft time limit raised in this delivery, whatever its limit is."""
         _U64.pack_into(self._map, slot * _SLOT + _SOFTENED, tag)
 
+    def read(self, slot: int) -> Activity:
+        """Return what the child of a slot is doing."""
         base = slot * _SLOT
         head = _HEAD.unpack_from(self._map, base)
         pid, running, halt, held, count, batch, began, soft, hard, done = head
@@ -171,8 +171,8 @@ class Board:
     def totals(self) -> dict[str, int]:
         """Return how often each task was run."""
         totals = {}
-        slots = [slot for slot in range(self._slots) if self.read(slot).done]
-        for place, name in enumerate(self._names):
+        slots = [slot for slot in range(self.slots) if self.read(slot).done]
+        for place, name in enumerate(self.names):
             total = sum(
                 _U64.unpack_from(self._map, self._counter(slot, place))[0] for slot in slots
             )
@@ -183,10 +183,10 @@ class Board:
     def close(self) -> None:
         """Unmap the board and delete its file."""
         self._map.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _counter(self, slot: int, place: int) -> int:
-        return self._slots * _SLOT + 8 * (slot * len(self._names) + place)
+        return self.slots * _SLOT + 8 * (slot * len(self.names) + place)
 
     def _add(self, offset: int) -> None:
         _U64.pack_into(self._map, offset, _U64.unpack_from(self._map, offset)[0] + 1)

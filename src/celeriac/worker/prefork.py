@@ -1,4 +1,4 @@
-"""Forked children: Celery's prefork, and the default.
+"""Processes as children, forked or spawned: Celery's prefork, and the default.
 
 The parent tells each its orders through a pipe; the pipe's end tells a child that its parent is
 gone.
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import billiard
+from celery.worker import state
 
 from .child import encode_orders
 from .child import run_child
@@ -22,26 +23,32 @@ from .claimant import Orders
 from .pool import Pool
 from .pool import stopping
 from .redelivery import COLD_SHUTDOWN
+from .spawn import Inherited
+from .spawn import Luggage
+from .spawn import NO_APP
+from .spawn import run_spawned
 
 
 class _Process:
     """A forked child, as its parent sees it."""
 
+    method = "fork"
+    _pipe: int
+
     def __init__(
         self, settings: Settings, slot: int, orders: Orders, siblings: Iterable[_Process]
     ) -> None:
-        self._pipe: int
         # A sibling that held on to this pipe would keep its child from noticing its parent's end.
-        foreign = [sibling._pipe for sibling in siblings]
+        self._foreign = [sibling._pipe for sibling in siblings]
         reading, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._unsent = b""
         self.tell(orders)
-        context = billiard.get_context("fork")
-        self._process = context.Process(
-            target=self._run,
-            args=(settings, slot, reading, foreign),
-            name=f"ForkPoolWorker-{slot + 1}",
+        target, *args = self._call(settings, slot, reading)
+        self._process = billiard.get_context(self.method).Process(
+            target=target,
+            args=args,
+            name=f"{self.method.capitalize()}PoolWorker-{slot + 1}",
         )
         self._process.index = slot
         self._process.start()
@@ -52,8 +59,12 @@ class _Process:
         self.soft_sent = 0.0
         self._code: int | None = None
 
-    def _run(self, settings: Settings, slot: int, reading: int, foreign: list[int]) -> None:
-        for pipe in (self._pipe, *foreign):
+    def _call(self, settings: Settings, slot: int, reading: int) -> tuple[Any, ...]:
+        """Return the function that is the child, and its arguments."""
+        return self._run, settings, slot, reading
+
+    def _run(self, settings: Settings, slot: int, reading: int) -> None:
+        for pipe in (self._pipe, *self._foreign):
             os.close(pipe)
         run_child(settings, slot, reading)
 
@@ -77,6 +88,8 @@ class _Process:
             if self._code is None:
                 return None
             self._process.join()
+            if self._code == NO_APP:
+                state.should_stop = NO_APP
         return self._why(self._code)
 
     def close(self) -> None:
@@ -105,8 +118,17 @@ class _Process:
                 self._unsent = b""  # It just died; its successor gets the newest orders.
 
 
+class _SpawnedProcess(_Process):
+    """A spawned child, as its parent sees it. It inherits no pipes but its own."""
+
+    method = "spawn"
+
+    def _call(self, settings: Settings, slot: int, reading: int) -> tuple[Any, ...]:
+        return run_spawned, Luggage.of(settings), slot, Inherited(reading)
+
+
 class ProcessPool(Pool):
-    """Forked children."""
+    """Processes that are children."""
 
     recycles = True
     uses_semaphore = False
@@ -114,7 +136,12 @@ class ProcessPool(Pool):
 
     def start_child(self, slot: int) -> _Process:
         siblings = list(self._children.values())
-        return _Process(self.ready(), slot, self.orders, siblings)
+        return self._child_class(self.ready(), slot, self.orders, siblings)
+
+    @property
+    def _child_class(self) -> type[_Process]:
+        is_asked_for = not self.forking_enable or billiard.get_start_method() != "fork"
+        return _SpawnedProcess if is_asked_for else _Process
 
     def on_terminate(self) -> None:
         self.limit = 0
