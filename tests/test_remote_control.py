@@ -74,7 +74,7 @@ def celery(contract: Contract) -> Callable[..., str]:
 def told(control: Any, command: str, **arguments: Any) -> Any:
     """Have the worker carry out a command, and return what it says."""
     method = getattr(control, command, None)
-    if method is None:
+    if method is None or command == "election":
         answers = control.broadcast(command, arguments=arguments, reply=True, timeout=5, limit=1)
     else:
         answers = method(reply=True, timeout=5, limit=1, **arguments)
@@ -90,6 +90,10 @@ def test_ping_clock_report_and_conf(control: Any, inspect: Any) -> None:
     assert inspect("clock")["clock"] > 0
     assert "transport:sqlite" in inspect("report")["ok"]
     assert inspect("conf")["result_extended"] is True
+
+
+def test_election_has_nobody_elected(control: Any) -> None:
+    assert told(control, "election", id="id", topic="topic", action=None) is None
 
 
 def test_registered_and_active_queues(inspect: Any) -> None:

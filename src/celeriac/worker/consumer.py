@@ -150,6 +150,8 @@ class Consumer(stock.Consumer):
 
     app: Celery
     pool: Pool
+    #: Workers need not elect one of them: they meet in the store.
+    gossip = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.loop = self._loop
@@ -175,6 +177,9 @@ class Consumer(stock.Consumer):
         if self._settings is not None:  # A reconnection: the children never noticed.
             return
         self.update_strategies()
+        # For the exchanges that they are bound to.
+        for queue in self.app.amqp.queues.consume_from.values():
+            queue(self.connection.default_channel).declare()
         # Known before there is a board: others delete the boards of those they do not know.
         self.register()
         self._settings = settings = self._make_settings()
@@ -317,7 +322,8 @@ class Consumer(stock.Consumer):
         )
 
     def _queues(self) -> tuple[str, ...]:
-        return tuple(self.app.amqp.queues.consume_from)
+        # By their names: a queue for broadcasts is known by another, and has one of its own.
+        return tuple(queue.name for queue in self.app.amqp.queues.consume_from.values())
 
     def _rates(self) -> Iterable[tuple[str, float]]:
         if not self.disable_rate_limits:
