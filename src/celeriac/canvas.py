@@ -18,6 +18,8 @@ import sys
 import traceback as tracebacks
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -47,6 +49,9 @@ from .engines import open_engine
 from .engines.base import ChordPart
 
 logger = get_logger(__name__)
+
+#: An option of a chord's callback, in the part of a member that failed: see :func:`_telling`.
+_CALLED = "celeriac_called"
 
 # The published stubs know half of what a backend inherits, so it is taken as untyped.
 _BaseBackend: Any = BaseBackend
@@ -152,7 +157,12 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
         self._fail_all(chain.from_iterable(later), exc, state, traceback)
 
     def _fail_all(
-        self, signatures: Iterable[Any], exc: BaseException, state: str, traceback: Any
+        self,
+        signatures: Iterable[Any],
+        exc: BaseException,
+        state: str,
+        traceback: Any,
+        called: Sequence[Any] = (),
     ) -> None:
         for each in find_dependents(signatures):
             request = Context(dict(each.signature))
@@ -162,6 +172,8 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
             if not self._is_ignored(each.signature):
                 self.store_result(each.task_id, exc, state, traceback=traceback, request=request)
             if each.counts:
+                if called:
+                    request.update(chord=_telling(each.signature["options"]["chord"], called))
                 self.on_chord_part_return(request, state, exc)
 
     def _is_ignored(self, signature: Any) -> bool:
@@ -237,7 +249,7 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
         if not parts:  # Finished by another.
             return False
         with collect.collecting(Collector(self.engine, closing=True)) as collected:
-            self._send_callback(parts)
+            self._send_callback(parts, parent_id=part.member.rpartition(":")[0])
         # The callback itself may be a member of another chord, and have failed. Counted first:
         # a part that is counted twice does no harm, one that is lost does.
         for outer in collected.parts:
@@ -264,26 +276,36 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
     def _pack(self, value: Any) -> bytes:
         return bytes(ensure_bytes(self.encode(value)))
 
-    def _send_callback(self, parts: list[ChordPart]) -> None:
+    def _send_callback(self, parts: list[ChordPart], parent_id: str) -> None:
         group_id = parts[0].group_id
-        callback = maybe_signature(self.decode(parts[0].callback), app=self.app)
+        callback = self._callback(parts[0])
         try:
             results = self._header_results(parts)
         except ChordError as exc:
             logger.exception("Chord %r raised: %r", group_id, exc)
-            self.chord_error_from_stack(callback, exc)
+            # The failed part knows which errbacks were called.
+            failed = next(part for part in parts if _has_failed(self.decode_result(part.meta)))
+            self.chord_error_from_stack(self._callback(failed), exc)
             return
         except Exception as exc:
             logger.exception("Chord %r raised: %r", group_id, exc)
             self.chord_error_from_stack(callback, _chord_error(f"Join error: {exc!r}", exc))
             return
         try:
-            self._publish(callback, results)
+            self._publish(callback, results, parent_id)
         except Exception as exc:
             logger.exception("Chord callback for %r raised: %r", group_id, exc)
             self.chord_error_from_stack(callback, _chord_error(f"Callback error: {exc!r}", exc))
 
-    def _publish(self, callback: Any, results: list[Any]) -> None:
+    def _callback(self, part: ChordPart) -> Any:
+        return maybe_signature(self.decode(part.callback), app=self.app)
+
+    def _publish(self, callback: Any, results: list[Any], parent_id: str) -> None:
+        """Send the callback, as a child of the header's task that completed the chord."""
+        first = callback
+        while first.get("subtask_type") == "chain" and first["kwargs"]["tasks"]:
+            first = first["kwargs"]["tasks"][0]
+        first["options"]["parent_id"] = parent_id
         retry = getattr(self.app.amqp, "_retry_publish", None)  # Celery 5.7 and later
         if retry is not None:
             retry(callback.delay, results)
@@ -303,29 +325,44 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
 
         As in Celery, the members of a callback that is a group fail with the error that broke
         the header, any other with the ``ChordError``; and each member calls its own errbacks.
+
+        Celery links an errback of a chord to the chords in its header, too, because there it
+        would not hear of their failure. Here it does, and is not called again.
         """
         error = exc or sys.exc_info()[1] or ChordError("The chord failed")
         callbacks = [callback]
         if is_group(callback):
             error = error.__cause__ or error
             callbacks = callback["kwargs"]["tasks"]
+        earlier = called = callback["options"].get(_CALLED) or []
         with self._ending(""):
             for each in callbacks:
                 own = errbacks(each)
                 shared = maybe_list(callback["options"].get("link_error")) or []
                 own += [errback for errback in shared if errback not in own]
+                own = [errback for errback in own if errback not in earlier]
+                called = called + own
                 if own:
                     request = Context(dict(each), delivery_info={}, errbacks=own)
                     request.id = result_id(each)
                     self._call_errbacks(request, error, None)
             told = "".join(tracebacks.format_exception(type(error), error, error.__traceback__))
-            self._fail_all([callback], error, states.FAILURE, told)
+            self._fail_all([callback], error, states.FAILURE, told, called)
+
+
+def _telling(callback: Mapping[str, Any], called: Sequence[Any]) -> dict[str, Any]:
+    """Return a chord's callback with the errbacks that were called for a part of its header."""
+    return {**callback, "options": {**callback["options"], _CALLED: list(called)}}
+
+
+def _has_failed(meta: dict[str, Any]) -> bool:
+    return meta["status"] in states.PROPAGATE_STATES
 
 
 def _value(meta: dict[str, Any]) -> Any:
     """Return the result of a chord's member, or raise what Celery raises for a failed one."""
     value = meta["result"]
-    if meta["status"] in states.PROPAGATE_STATES:
+    if _has_failed(meta):
         raise _chord_error(f"Dependency {meta['task_id']} raised {value!r}", value)
     return value
 

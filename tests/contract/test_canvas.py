@@ -99,6 +99,21 @@ def test_chord_with_a_failing_member_fails_its_body(tasks: Any, contract: Any) -
     wait_until(lambda: contract.journal("on_error", result.id), SOON)
 
 
+def test_error_callback_of_nested_chords_is_called_once(tasks: Any, contract: Any) -> None:
+    key = contract.new_key()
+    inner = chord([tasks.add.si(1, 1), tasks.fail.si("member")], tasks.total.s())
+    outer = chord([tasks.add.si(2, 2), inner], tasks.total.s())
+    with pytest.warns(PendingDeprecationWarning):
+        outer.link_error(tasks.note.si("errback", key))
+
+    outer.delay()
+
+    contract.wait_for("errback", key)
+    for _ in range(5):  # What comes with it would be there by then.
+        tasks.add.delay(1, 1).get(timeout=SOON)
+    assert len(contract.journal("errback", key)) == 1
+
+
 def test_chord_whose_members_retry_completes(tasks: Any) -> None:
     result = chord([tasks.flaky.s(2), tasks.flaky.s(1), tasks.add.s(1, 1)])(tasks.total.s())
 
@@ -154,6 +169,19 @@ def test_ids_of_the_family_travel(tasks: Any) -> None:
 
     assert first["root_id"] == second["root_id"] == first["id"]
     assert second["parent_id"] == first["id"]
+
+
+@pytest.mark.parametrize("kind", ["task", "chain", "group"])
+def test_callback_of_a_chord_is_the_child_of_a_member(tasks: Any, kind: str) -> None:
+    whoami = tasks.whoami.si()
+    body = {"task": whoami, "chain": chain(whoami, tasks.echo.s()), "group": group([whoami])}[kind]
+
+    result = chord([tasks.add.si(1, 1), tasks.add.si(2, 2)], body).delay()
+
+    value = result.get(timeout=SOON)
+    # echo() returns its arguments, and a group a list.
+    found = {"task": lambda: value, "chain": lambda: value[0][0], "group": lambda: value[0]}[kind]
+    assert found()["parent_id"] in [member.id for member in result.parent.results]
 
 
 def test_stamped_task_carries_its_stamps(tasks: Any) -> None:
