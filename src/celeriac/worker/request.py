@@ -283,7 +283,7 @@ class Requests:
             action[0] = Action.REQUEUE if requeue else Action.ACKNOWLEDGE
 
         return Request(
-            as_message(delivery, envelope),
+            as_message(delivery, envelope, self._accept),
             on_ack=lambda *_: None,
             on_reject=on_reject,
             hostname=self.hostname,
@@ -321,8 +321,13 @@ def delivery_info(delivery: Delivery, envelope: Envelope) -> dict[str, Any]:
     }
 
 
-def as_message(delivery: Delivery, envelope: Envelope) -> KombuMessage:
-    """Return a delivery as kombu's message."""
+def as_message(
+    delivery: Delivery, envelope: Envelope, accept: set[str] | None = None
+) -> KombuMessage:
+    """Return a delivery as kombu's message.
+
+    :param accept: the content types that may be read; by default those that do no harm.
+    """
     return KombuMessage(
         body=delivery.body,
         delivery_tag=delivery.tag,
@@ -331,7 +336,7 @@ def as_message(delivery: Delivery, envelope: Envelope) -> KombuMessage:
         delivery_info=delivery_info(delivery, envelope),
         properties=envelope.properties,
         headers=envelope.headers,
-        accept=None,
+        accept=accept,
     )
 
 
