@@ -47,10 +47,14 @@ class Contract:
             "CONTRACT_URL": url,
             "CONTRACT_RESULTS": results or url,
             "CONTRACT_QUEUE": queue,
+            # Celery refuses to take pickles as root otherwise, and containers have no other user.
+            "C_FORCE_ROOT": "1",
             "PYTHONPATH": os.pathsep.join(
                 [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
         }
+        #: The one that was started last.
+        self.worker: Program | None = None
         self._started = 0
         self._new_queues: list[str] = []
         self.program: Any = self._load()
@@ -74,6 +78,7 @@ class Contract:
         self._started += 1
         env = {**self.env, "CONTRACT_CONF": json.dumps(conf or {})}
         started = Program(command, log_path=log_path, cwd=self.folder, env=env)
+        self.worker = started
         if ready is None:
             started.wait_for_log(" ready.")
         else:
@@ -115,12 +120,13 @@ class Contract:
             kombu.pools.reset()
         app.close()
         if self.broker == "rabbitmq":
-            queues = [*app.amqp.queues, *self._new_queues]
-            exchanges = [f"{self.queue}{end}" for end in ("ev", ".pidbox")]
+            queues = [queue.name for queue in app.amqp.queues.values()]
+            exchanges = [queue.exchange.name for queue in app.amqp.queues.values()]
+            exchanges += [f"{self.queue}ev", f"{self.queue}.pidbox", f"reply.{self.queue}.pidbox"]
             with Connection(self.url) as connection:
-                for queue in queues:
+                for queue in [*queues, *self._new_queues]:
                     connection.default_channel.queue_delete(queue)
-                for name in [*queues, *exchanges, f"reply.{self.queue}.pidbox"]:
+                for name in [*exchanges, *self._new_queues]:
                     connection.default_channel.exchange_delete(name)
 
     def _load(self) -> ModuleType:

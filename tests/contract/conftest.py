@@ -25,10 +25,9 @@ COLUMNS = ("prefork", *SPAWN, "threads", "solo", "gevent", *STOCK)
 def contract(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
     """Return the contract, with a worker that runs for all tests of one column."""
     made = _make(request, tmp_path_factory.mktemp(request.param))
-    queues = f"{made.queue},{made.queue}-elsewhere"
     pool = "prefork" if made.pool == "spawn" else made.pool
     conf = {"worker_pool_start_method": "spawn"} if made.pool == "spawn" else {}
-    worker = made.start("-P", pool, "-c", "2", "-Q", queues, conf=conf)
+    worker = made.start("-P", pool, "-c", "2", conf=conf)
     LASTING.add(worker.pid)
     try:
         yield made

@@ -15,13 +15,23 @@ from celery import signals
 from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore
 from celery.exceptions import Reject
+from celery.utils.log import get_task_logger
 from flask import current_app
 from flask import Flask
+from kombu import Exchange
+from kombu import Queue
+from kombu.common import Broadcast
 
 from celeriac import make_celery
 
 FOLDER = Path(os.environ["CONTRACT_FOLDER"])
 QUEUE = os.environ["CONTRACT_QUEUE"]
+
+
+def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **more: Any) -> Any:
+    """Route by a function: by what the task was called with."""
+    return {"queue": f"{QUEUE}-elsewhere"} if "far" in kwargs else None
+
 
 flask_app = Flask(__name__, instance_path=str(FOLDER / "instance"))
 flask_app.config["CELERY"] = {
@@ -29,7 +39,17 @@ flask_app.config["CELERY"] = {
     "result_backend": os.environ["CONTRACT_RESULTS"],
     "result_extended": True,
     "task_send_sent_event": True,
-    "task_routes": {"contract_program.elsewhere": {"queue": f"{QUEUE}-elsewhere"}},
+    "task_routes": [
+        route,
+        {
+            "contract_program.elsewhere": {"queue": f"{QUEUE}-elsewhere"},
+            "contract_program.*_glob": {"queue": f"{QUEUE}-elsewhere", "priority": 7},
+        },
+    ],
+    "task_annotations": {
+        "contract_program.annotated": {"max_retries": 7, "default_retry_delay": 5},
+    },
+    "accept_content": ["json", "pickle"],
     "task_default_queue": QUEUE,
     "task_queue_max_priority": 10,
     "control_exchange": QUEUE,
@@ -37,6 +57,14 @@ flask_app.config["CELERY"] = {
     "event_queue_prefix": f"{QUEUE}ev",
     **json.loads(os.environ.get("CONTRACT_CONF", "{}")),
 }
+if QUEUE != "celery":  # Tests of a worker's life name their queues themselves.
+    flask_app.config["CELERY"]["task_queues"] = [
+        Queue(QUEUE, Exchange(QUEUE), routing_key=QUEUE),
+        Queue(f"{QUEUE}-elsewhere", Exchange(f"{QUEUE}-elsewhere"), f"{QUEUE}-elsewhere"),
+        Queue(f"{QUEUE}-direct", Exchange(f"{QUEUE}-by-key", "direct"), routing_key="red"),
+        Queue(f"{QUEUE}-topic", Exchange(f"{QUEUE}-topic", "topic"), routing_key="news.#"),
+        Broadcast(f"{QUEUE}-all"),
+    ]
 celery = make_celery(flask_app)
 
 
@@ -54,6 +82,11 @@ def add(x: int, y: int) -> int:
 @celery.task
 def total(numbers: list[int]) -> int:
     return sum(numbers)
+
+
+@celery.task
+def kind(value: Any) -> str:
+    return type(value).__name__
 
 
 @celery.task
@@ -141,6 +174,26 @@ def replaced_by_many(self: Any, n: int) -> Any:
     from celery import chord
 
     return self.replace(chord([add.s(i, i) for i in range(n)], total.s()))
+
+
+@celery.task(bind=True)
+def replaced_by(self: Any, *args: Any, by: Any) -> Any:
+    """Be replaced by a signature, given by the caller."""
+    return self.replace(celery.signature(by))
+
+
+@celery.task(bind=True)
+def joined_by(self: Any, by: Any) -> str:
+    self.add_to_chord(celery.signature(by))
+    return "first"
+
+
+@celery.task(bind=True, max_retries=1)
+def stamped(self: Any, *args: Any, retry: bool = False) -> Any:
+    """Return the stamps that the task was sent with."""
+    if retry and not self.request.retries:
+        raise self.retry(countdown=0)
+    return self.request.stamps
 
 
 @celery.task(bind=True)
@@ -269,6 +322,11 @@ def on_error(request: Any, exc: Any, traceback: Any) -> None:
     journal("on_error", request.id, type(exc).__name__, exc)
 
 
+@celery.task
+def on_bad_error(request: Any, exc: Any, traceback: Any) -> None:
+    raise KeyError("an error callback that fails itself")
+
+
 @celery.task(bind=True)
 def on_old_error(self: Any, task_id: str) -> None:
     journal("on_old_error", task_id)
@@ -308,6 +366,91 @@ def hooked(self: Any, way: str) -> None:
         raise self.retry(countdown=0.2)
     if way == "fail":
         raise ValueError("no")
+
+
+class Counting(celery.Task):  # type: ignore[name-defined, misc]
+    """One object for all runs of a process, as Celery's guide has it for connections."""
+
+    calls = 0
+
+
+@celery.task(base=Counting, bind=True)
+def counting(self: Any) -> list[int]:
+    self.calls += 1
+    return [os.getpid(), self.calls]
+
+
+class Classy(celery.Task):  # type: ignore[name-defined, misc]
+    name = "contract_program.classy"
+
+    def run(self, x: int) -> int:
+        return x + 1
+
+
+classy = celery.register_task(Classy())
+
+
+@celery.task(bind=True)
+def annotated(self: Any) -> list[int]:
+    return [self.max_retries, self.default_retry_delay]
+
+
+@celery.task(bind=True)
+def routed_by_glob(self: Any) -> list[Any]:
+    info = self.request.delivery_info
+    return [info["exchange"], info["routing_key"], info["priority"]]
+
+
+class Trouble(Exception):
+    """An error of the program's own, with more than a message."""
+
+    def __init__(self, code: int, detail: str) -> None:
+        super().__init__(code, detail)
+
+
+@celery.task(throws=(KeyError,))
+def raising(kind: str) -> None:
+    from of_the_worker import Unheard
+
+    raise {
+        "own": Trouble(7, "seven"),
+        "key": KeyError("missing"),
+        "unknown": Unheard("of it"),
+        "not json": ValueError({1, 2}),
+    }[kind]
+
+
+@celery.task(bind=True, max_retries=2)
+def exhausted(self: Any) -> None:
+    raise self.retry(countdown=0.01)
+
+
+@celery.task(bind=True)
+def counting_down(self: Any, n: int) -> list[Any]:
+    if n:
+        raise self.retry(args=[n - 1], countdown=0.01, queue=f"{QUEUE}-elsewhere")
+    return [self.request.retries, self.request.delivery_info["routing_key"]]
+
+
+@celery.task
+def asking(task_id: str) -> Any:
+    return celery.AsyncResult(task_id).get()
+
+
+@celery.task
+def calling(x: int) -> list[Any]:
+    """Call other tasks as functions, and with apply()."""
+    return [add(x, 1), add.apply((x, 2)).get(disable_sync_subtasks=False), current_app.name]
+
+
+@celery.task
+def logging(word: str) -> None:
+    get_task_logger(__name__).warning("said %s", word)
+
+
+@celery.task
+def unstorable() -> Any:
+    return {1, 2}
 
 
 def wait_for(key: str) -> None:
