@@ -192,13 +192,17 @@ class EngineBackend(CanvasBackend):
         self._ensure_not_eager()
         if on_message is not None:
             raise ImproperlyConfigured("Backend does not support on_message callback")
-        look = lambda: self.explain_wait(_lineage(result))  # noqa: E731
-        for _, meta in self._wait([result.id], _Wait(timeout, interval, on_interval, look)):
-            result._maybe_set_cache(meta)
-            # Celery raises the error of a step before, or of a chord's header, through this; on
-            # other brokers always, because they hear of each result by itself.
-            if meta["status"] in states.PROPAGATE_STATES and on_interval is not None:
-                on_interval()
+        look = lambda: self._look_at(result)  # noqa: E731
+        try:
+            for _, meta in self._wait([result.id], _Wait(timeout, interval, on_interval, look)):
+                result._maybe_set_cache(meta)
+                # Celery raises the error of a step before, or of a chord's header, through this;
+                # on other brokers always, because they hear of each result by itself.
+                if meta["status"] in states.PROPAGATE_STATES and on_interval is not None:
+                    on_interval()
+        except _NotKept:
+            self.warn_ignored(result.id)
+            return None
         return result.maybe_throw(propagate=propagate, callback=callback)
 
     def wait_for(
@@ -319,6 +323,13 @@ class EngineBackend(CanvasBackend):
             self._warned_ignored = True
             warn(self.explain(task_id, ignored=True))
 
+    def _look_at(self, result: Any) -> Explanation | None:
+        # What a call returned knows whether its result is kept; what was made from an id does
+        # not, and learns it here as long as the task waits or runs.
+        if self.explain(result.id).cause is Cause.RESULT_IGNORED:
+            raise _NotKept
+        return self.explain_wait(_lineage(result))
+
     def _judge_unknown(self, unknown: Explanation) -> Explanation | None:
         """Say whether a task that is not stored can not come, as the later part of a canvas."""
         if any(is_stock_consumer(worker) for worker in self.engine.list_workers()):
@@ -346,6 +357,10 @@ class EngineBackend(CanvasBackend):
 
     def _delete_group(self, group_id: str) -> None:
         self.engine.delete_group(group_id)
+
+
+class _NotKept(Exception):
+    """The result that is waited for will not be stored."""
 
 
 class _Wait:
