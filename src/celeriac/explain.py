@@ -188,11 +188,20 @@ def _not_registered(info: TaskInfo, workers: Sequence[Worker], program: Program)
     known = {name for each in workers for name in each.tasks}
     near = get_close_matches(info.task, known, n=3)
     hint = f" They know {', '.join(f'`{name}`' for name in near)}." if near else ""
+    module = info.task.rpartition(".")[0]
+    if module == "__main__":
+        return Explanation(
+            Cause.NOT_REGISTERED,
+            f"0 of {_count(workers)} on queue `{info.queue}` know task `{info.task}`, so "
+            f"{info.task_id} waits.{hint} It was sent by a script, where a task is named after "
+            "`__main__`: send it from a program that imports the script, or name it with",
+            f"@celery.task(name={info.task.rpartition('.')[2]!r})",
+        )
     return Explanation(
         Cause.NOT_REGISTERED,
         f"0 of {_count(workers)} on queue `{info.queue}` know task `{info.task}`, so "
         f"{info.task_id} waits.{hint} Start one that imports it with",
-        program.worker(queue=info.queue, include=info.task.rpartition(".")[0]),
+        program.worker(queue=info.queue, include=module),
     )
 
 
