@@ -29,6 +29,7 @@ from celery.exceptions import ImproperlyConfigured
 from celery.utils.imports import load_extension_class_names
 from celery.utils.serialization import strtobool
 from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.url import maybe_sanitize_url
 
 from .engines import is_engine_url
 from .engines import open_engine
@@ -271,6 +272,15 @@ def absolute_url(url: Any, folder: str) -> Any:
         return url
     path = quote(os.path.join(folder, ""), safe="/:\\") + (file or DEFAULT_FILE)
     return f"{scheme}:///{path}{mark}{options}"
+
+
+def from_environment() -> Iterator[str]:
+    """Say what environment variables set: Celery lets these win over every configuration."""
+    for name in ("broker_url", "broker_read_url", "broker_write_url", "result_backend"):
+        variable = f"CELERY_{name.upper()}"
+        if os.environ.get(variable):
+            url = maybe_sanitize_url(os.environ[variable])
+            yield f"{name}: {url} (from {variable} in the environment, which wins)"
 
 
 class _Driver(NamedTuple):

@@ -39,6 +39,7 @@ from .brokers import for_reading
 from .brokers import for_writing
 from .config import check_urls
 from .config import Configuration
+from .config import from_environment
 from .config import make_folder
 from .config import read_settings
 from .engines import is_engine_url
@@ -326,6 +327,10 @@ class Celeriac(stock.Celery[Task[..., Any]]):
         if self.flask_app is None and not (url or self.conf.broker_url):
             if not self.conf.broker_transport:
                 raise RuntimeError(_NO_APP)
+
+    def bugreport(self) -> str:
+        """Return what ``celery report`` prints: versions, settings, and what set them."""
+        return "\n".join([super().bugreport(), *from_environment()])
 
     # Pickling, for children that are spawned rather than forked
 
