@@ -169,14 +169,14 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
             request.update(each.signature["options"])
             request.id = each.task_id
             request.group = each.signature["options"].get("group_id")
-            if not self._is_ignored(each.signature):
+            if not self._ignores_result(each.signature):
                 self.store_result(each.task_id, exc, state, traceback=traceback, request=request)
             if each.counts:
                 if called:
                     request.update(chord=_telling(each.signature["options"]["chord"], called))
                 self.on_chord_part_return(request, state, exc)
 
-    def _is_ignored(self, signature: Any) -> bool:
+    def _ignores_result(self, signature: Any) -> bool:
         task = self.app.tasks.get(signature["task"])
         if getattr(task, "store_errors_even_if_ignored", False):
             return False
