@@ -70,6 +70,18 @@ def test_message_that_kills_three_workers_is_set_aside(
     assert len(contract.journal("killing", result.id)) == 3
 
 
+def test_late_task_is_not_run_again_where_that_is_refused(
+    tasks: Any, contract: Contract, start: Start
+) -> None:
+    start("-c", "1", conf={"task_reject_on_worker_lost": False})
+
+    result = tasks.late_killing.delay()
+
+    with pytest.raises(WorkerLostError, match="signal 9"):
+        result.get(timeout=SOON)
+    assert len(contract.journal("killing", result.id)) == 1
+
+
 def test_unstarted_tasks_of_a_killed_child_return(
     tasks: Any, contract: Contract, start: Start
 ) -> None:
