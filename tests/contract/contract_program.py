@@ -134,7 +134,8 @@ def whoami(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
 @celery.task(bind=True, max_retries=3)
 def flaky(self: Any, failures: int) -> int:
     if self.request.retries < failures:
-        raise self.retry(exc=ValueError("again"), countdown=0.01)
+        # Not sooner: a stock worker may run it again before it has stored that it will.
+        raise self.retry(exc=ValueError("again"), countdown=0.1)
     return int(self.request.retries)
 
 
@@ -362,7 +363,6 @@ class Hooked(celery.Task):  # type: ignore[name-defined, misc]
 @celery.task(base=Hooked, bind=True, max_retries=1)
 def hooked(self: Any, way: str) -> None:
     if way == "retry" and not self.request.retries:
-        # Not at once: a stock worker may run it again before it has stored that it will.
         raise self.retry(countdown=0.2)
     if way == "fail":
         raise ValueError("no")
