@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
+import gc
 import inspect
 import logging
 import multiprocessing
@@ -394,6 +396,72 @@ def test_interruption_is_not_lost_on_who_catches_cancellations(loop: Loop) -> No
         loop.run("the task", waiting())
 
 
+def test_interruption_before_the_first_step_arrives_in_the_coroutine(loop: Loop) -> None:
+    async def begin() -> None:
+        raise AssertionError("not reached")
+
+    run = coroutines._Run(loop._loop, "the task", begin())
+    run._interrupt(Interruption())
+
+    with pytest.raises(Interruption):
+        run.to_the_end()
+
+
+def test_closing_ends_the_generators_of_tasks() -> None:
+    ended = []
+
+    async def pages() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            ended.append("pages")
+
+    async def read() -> int:
+        read.pages = pages()  # type: ignore[attr-defined]
+        return await anext(read.pages)  # type: ignore[attr-defined]
+
+    loop = Loop()
+    assert loop.run("the task", read()) == 1
+    assert ended == []
+    loop.close()
+
+    assert ended == ["pages"]
+
+
+def test_what_does_not_end_when_cancelled_is_left_with_its_loop(
+    celery: Celeriac, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coroutines, "GRACE", 0.05)
+
+    async def stubborn() -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    @celery.task
+    async def leave_behind() -> int:
+        leave_behind.background = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        return id(asyncio.get_running_loop())
+
+    @celery.task
+    async def loop_id() -> int:
+        return id(asyncio.get_running_loop())
+
+    first, second = trace(loop_id), trace(loop_id)
+    assert first == second == trace(leave_behind)
+    kept = leave_behind.background.get_loop()
+    try:
+        assert trace(loop_id) != id(kept)
+        assert kept.is_closed()
+    finally:
+        coroutines._close_own()
+    del leave_behind.background
+    gc.collect()
+    assert "Task was destroyed but it is pending" in caplog.text
+
+
 def test_interruption_of_a_thread_without_coroutine_is_refused() -> None:
     assert not coroutines.interrupt(threading.get_ident(), Interruption())
 
@@ -432,18 +500,11 @@ def test_forked_child_has_a_loop_of_its_own(celery: Celeriac) -> None:
         await asyncio.sleep(0)
         return id(asyncio.get_running_loop())
 
-    def trace() -> int:
-        loop_id.push_request(called_directly=False)
-        try:
-            return int(loop_id.run())  # type: ignore[call-overload]
-        finally:
-            loop_id.pop_request()
-
     def in_child(answer: Any) -> None:
-        answer.send((os.getpid(), trace() == mine))
+        answer.send((os.getpid(), trace(loop_id) == mine))
 
-    mine = trace()
-    assert trace() == mine
+    mine = trace(loop_id)
+    assert trace(loop_id) == mine
     receive, send = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=in_child, args=(send,))
     child.start()
@@ -452,7 +513,7 @@ def test_forked_child_has_a_loop_of_its_own(celery: Celeriac) -> None:
 
     assert pid != os.getpid()
     assert not is_inherited
-    assert trace() == mine
+    assert trace(loop_id) == mine
     coroutines._close_own()
 
 
@@ -679,6 +740,15 @@ def test_same_on_every_broker_and_pool(
     assert "ended before what it had started with asyncio.create_task(): sleep." in program.log
     for mistake in ("never awaited", "never retrieved", "was destroyed", "ResourceWarning"):
         assert mistake not in program.log
+
+
+def trace(task: Any) -> Any:
+    """Run a task as a worker's tracer does."""
+    task.push_request(called_directly=False)
+    try:
+        return task.run()
+    finally:
+        task.pop_request()
 
 
 def has_running_loop() -> bool:

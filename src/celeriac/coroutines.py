@@ -165,7 +165,7 @@ class _Run:
         self._label = label
         self._coroutine = coroutine
         self._thrown: BaseException | None = None
-        self._ended = False
+        self._begun = self._ended = False
         self.left_behind = False
         self._task = loop.create_task(self._whole())
 
@@ -211,11 +211,13 @@ class _Run:
         if self._ended:
             return False
         self._thrown = error
-        # Wakes the coroutine, and ends what it waits for. What it sees is the error.
-        self._task.cancel()
+        if self._begun:
+            # Wakes the coroutine, and ends what it waits for. What it sees is the error.
+            self._task.cancel()
         return True
 
     async def _whole(self) -> Any:
+        self._begun = True
         try:
             return await self
         except asyncio.CancelledError as exc:
