@@ -208,7 +208,7 @@ def test_revocation_by_a_stock_app_is_durable(queue_url: str, add: Any, engine: 
     stock.control.terminate("other")
     stock.control.revoke_by_stamped_headers({"customer": "a"})
 
-    assert engine.revocations() == ([result.id, "other"], {"customer": ["a"]})
+    assert engine.revocations() == ([result.id, "other"], {"customer": ["a"]}, {"other": 15})
     with pytest.raises(TaskRevokedError, match="revoked"):
         stock.AsyncResult(result.id).get(timeout=SOON)
     stock.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,3 +255,29 @@ def test_expired_message_that_is_no_task_is_deleted(tasks: Any, contract: Contra
             lambda: simple.queue_declare(queue, passive=True).message_count == 0,
             SOON,
         )
+
+
+# A worker that does nothing else while it runs a task
+
+
+def test_solo_worker_ends_what_it_runs(tmp_path: Path) -> None:
+    contract = make_contract(tmp_path, "solo")
+    tasks = contract.program
+    worker = contract.start("-P", "solo")
+    try:
+        result, late = tasks.looping.delay(60), tasks.add.delay(1, 2)
+        wait_until(
+            lambda: (
+                [info.status for info in open_engine(contract.url).list_tasks()][:1] == ["claimed"]
+            ),
+            SOON,
+        )
+        result.revoke(terminate=True)
+
+        with pytest.raises(TaskRevokedError, match="terminated"):
+            result.get(timeout=SOON)
+        assert late.get(timeout=SOON) == 3
+        assert result.state == "REVOKED"
+    finally:
+        worker.stop()
+        print(worker.log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from billiard.common import TERM_SIGNAME
 from celery.app import control
 from celery.utils.functional import maybe_list
 
@@ -13,6 +14,7 @@ from .collect import Collector
 from .engines import Engine
 from .engines import is_engine_url
 from .engines import open_engine
+from .withdrawal import revoke
 from .withdrawal import stamps
 from .withdrawal import withdraw
 
@@ -21,7 +23,12 @@ class Control(control.Control):
     """Celery's remote control, with revocations that hold when no worker hears them."""
 
     def revoke(
-        self, task_id: Any, destination: Sequence[str] | None = None, *args: Any, **kwargs: Any
+        self,
+        task_id: Any,
+        destination: Sequence[str] | None = None,
+        terminate: bool = False,
+        signal: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """Call a task off, or several.
 
@@ -30,8 +37,11 @@ class Control(control.Control):
         """
         url = self.app.conf.broker_write_url
         if is_engine_url(url):
-            self._call_off(open_engine(url), list(map(str, maybe_list(task_id) or ())), destination)
-        return super().revoke(task_id, destination, *args, **kwargs)
+            engine = open_engine(url)
+            revoke(engine, task_id, terminate, signal)
+            self._call_off(engine, list(map(str, maybe_list(task_id) or ())), destination)
+        signal = signal or TERM_SIGNAME
+        return super().revoke(task_id, destination, terminate, signal, **kwargs)
 
     def revoke_by_stamped_headers(self, headers: Any, *args: Any, **kwargs: Any) -> Any:
         """Call off all tasks that are stamped like this, also those to come.
@@ -46,7 +56,6 @@ class Control(control.Control):
     def _call_off(
         self, engine: Engine, task_ids: Sequence[str], destination: Sequence[str] | None
     ) -> None:
-        engine.revoke(task_ids)
         if destination is not None or not self._is_heard(engine):
             withdraw(self.app, engine, task_ids)
             return

@@ -49,7 +49,6 @@ from kombu.exceptions import OperationalError
 from kombu.transport import base
 from kombu.transport import virtual
 from kombu.utils import json
-from kombu.utils.functional import maybe_list
 
 from . import collect
 from .engines import Engine
@@ -66,6 +65,7 @@ from .engines.base import unique
 from .engines.base import Worker
 from .envelope import Envelope
 from .envelope import MAX_PRIORITY
+from .withdrawal import revoke
 from .withdrawal import stamps
 
 #: How many messages to claim at once for a consumer without a prefetch limit.
@@ -621,10 +621,11 @@ def _remember(engine: Engine, message: dict[str, Any]) -> None:
     if message.get("content-type") != "application/json":
         return  # A worker that hears it will do so.
     command = json.loads(message["body"])
-    arguments = command.get("arguments") or {}
-    if command.get("method") in ("revoke", "terminate"):
-        engine.revoke(list(map(str, maybe_list(arguments.get("task_id")) or ())))
-    elif command.get("method") == "revoke_by_stamped_headers":
+    method, arguments = command.get("method"), command.get("arguments") or {}
+    if method in ("revoke", "terminate"):
+        terminate = method == "terminate" or arguments.get("terminate")
+        revoke(engine, arguments.get("task_id"), terminate, arguments.get("signal"))
+    elif method == "revoke_by_stamped_headers":
         engine.revoke(stamps=stamps(arguments.get("headers") or {}))
 
 

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 from typing import cast
 
+from billiard.common import TERM_SIGNAME
 from celery import signals
 from celery.app.task import Context
+from celery.platforms import signals as platform_signals
 from celery.utils.log import get_logger
 from kombu.compression import decompress
 from kombu.serialization import loads
@@ -66,6 +68,12 @@ def stamps(headers: Mapping[str, Any] | Sequence[str]) -> dict[str, list[Any]]:
     if not isinstance(headers, Mapping):
         headers = dict(header.partition("=")[::2] for header in headers)
     return {name: list(maybe_list(values) or ()) for name, values in headers.items()}
+
+
+def revoke(engine: Engine, task_id: Any, terminate: Any = False, signal: Any = None) -> None:
+    """Make a revocation durable, as Celery has it: of one task or several, by name or number."""
+    signum = platform_signals.signum(signal or TERM_SIGNAME) if terminate else None
+    engine.revoke(list(map(str, maybe_list(task_id) or ())), signal=signum)
 
 
 def _outcome(

@@ -982,22 +982,30 @@ class TestRevocation:
         assert list(engine.revocations().task_ids) == ["b", "a"]
 
     def test_revoked_stamps_are_told(self, engine: Engine, stranger: Engine) -> None:
-        assert engine.revocations(["a"]) == ([], {})
+        assert engine.revocations(["a"])[:2] == ([], {})
 
         stranger.revoke(stamps={"customer": [7, "x"], "run": ["r"]})
         stranger.revoke(stamps={"customer": ["x", "y"]})
 
         told = engine.revocations(["a"])
-        assert told == ([], {"customer": [7, "x", "y"], "run": ["r"]})
+        assert told == ([], {"customer": [7, "x", "y"], "run": ["r"]}, {})
         assert engine.revocations(["a"]).stamps is told.stamps
+
+    def test_signal_for_those_that_run_is_told(self, engine: Engine) -> None:
+        engine.revoke(["a", "b"], signal=15)
+        engine.revoke(["b", "c"], signal=9)
+        engine.revoke(["b"])
+
+        assert engine.revocations(["a", "b", "c"]).signals == {"a": 15, "b": 9, "c": 9}
+        assert engine.revocations(["a"]).signals == {"a": 15}
 
     def test_revocations_end_long_after(self, engine: Engine) -> None:
         engine.revoke(["a"], {"customer": [7]})
 
         engine.maintain(time.time() + 29 * 86400)
-        assert engine.revocations(["a"]) == (["a"], {"customer": [7]})
+        assert engine.revocations(["a"]) == (["a"], {"customer": [7]}, {})
         engine.maintain(time.time() + 31 * 86400)
-        assert engine.revocations(["a"]) == ([], {})
+        assert engine.revocations(["a"])[:2] == ([], {})
 
     def test_revocation_outlasts_what_waits_for_longer(self, engine: Engine) -> None:
         engine.publish([message("a", due_at=time.time() + 90 * 86400)])
@@ -1005,7 +1013,7 @@ class TestRevocation:
 
         engine.maintain(time.time() + 31 * 86400)
 
-        assert engine.revocations(["a", "b"]) == (["a"], {"customer": [7]})
+        assert engine.revocations(["a", "b"]) == (["a"], {"customer": [7]}, {})
 
     def test_waiting_and_future_tasks_are_withdrawn(self, engine: Engine) -> None:
         future = time.time() + 3600

@@ -215,6 +215,8 @@ class Revocations(NamedTuple):
     #: Tasks with one of these values in one of these stamps. The same object as long as it is
     #: the same.
     stamps: Mapping[str, Sequence[Any]] = {}
+    #: By the ids of some of the tasks: the signal to end them with while they run.
+    signals: Mapping[str, int] = {}
 
     def include(self, task_id: str, stamps: Mapping[str, Any] | None) -> bool:
         """Say whether a task with these stamps was called off."""
@@ -434,10 +436,14 @@ class Engine(abc.ABC):
         self,
         task_ids: Collection[str] = (),
         stamps: Mapping[str, Iterable[Any]] | None = None,
+        *,
+        signal: int | None = None,
     ) -> None:
         """Call tasks off, by their ids or by what they are stamped with, once and for all.
 
         Nothing else happens to them: whoever claims them asks, and does not run them.
+
+        :param signal: what ends those that run by now, and are known by their ids.
         """
 
     @abc.abstractmethod

@@ -295,6 +295,8 @@ class SQLiteEngine(Engine):
         self,
         task_ids: Collection[str] = (),
         stamps: Mapping[str, Iterable[Any]] | None = None,
+        *,
+        signal: int | None = None,
     ) -> None:
         now = time.time()
         pairs = [
@@ -303,7 +305,7 @@ class SQLiteEngine(Engine):
             for value in values
         ]
         with self._write() as db:
-            db.executemany(self._sql["revoke"], [(task_id, now) for task_id in task_ids])
+            db.executemany(self._sql["revoke"], [(task_id, now, signal) for task_id in task_ids])
             db.executemany(self._sql["revoke_stamp"], pairs)
 
     def revocations(self, task_ids: Collection[str] | None = None) -> Revocations:
@@ -314,11 +316,12 @@ class SQLiteEngine(Engine):
             rows = self._rows("revoked", (json.dumps(list(task_ids or ())),)) if any_ids else []
         if tuple(version) != self._stamps[0]:
             self._stamps = (tuple(version), self._load_stamps())
-        return Revocations([row[0] for row in rows], self._stamps[1])
+        signals = {task_id: signal for task_id, signal in rows if signal is not None}
+        return Revocations([row[0] for row in rows], self._stamps[1], signals)
 
     def withdraw(self, task_ids: Collection[str] | None = None) -> list[Delivery]:
         name = "waiting_expired" if task_ids is None else "waiting_tasks"
-        parameters = {
+        parameters: dict[str, Any] = {
             "now": time.time(),
             "task_ids": json.dumps(list(task_ids or ())),
             "limit": WITHDRAWN,

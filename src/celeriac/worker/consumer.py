@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 from typing import cast
 
@@ -37,6 +38,7 @@ from celeriac.envelope import Envelope
 from celeriac.withdrawal import announce
 from celeriac.withdrawal import withdraw
 
+from .board import Activity
 from .board import Board
 from .board import PARENT
 from .child import make_requests
@@ -63,8 +65,8 @@ PICTURE = 2.0
 MAINTENANCE = 30.0
 #: Seconds between two looks for what expired in a queue where no worker can take it.
 EXPIRY = 2.0
-#: How long to look for the start of a task that is to be terminated (seconds).
-DOOM = 2.0
+#: Seconds between two looks for what runs and is to be terminated.
+TERMINATION = 1.0
 #: A chord complete for so long whose callback was not sent is taken up (seconds).
 CHORD = 10.0
 
@@ -161,8 +163,8 @@ class Consumer(stock.Consumer):
         self._settings: Settings | None = None
         self._requests: Requests | None = None
         self._chores: list[_Chore] = []
-        #: Tasks to terminate when they start: the signal, and until when to look for them.
-        self._doomed: dict[str, tuple[int, float]] = {}
+        #: Running tasks that were told to end.
+        self.terminated: set[str] = set()
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
         super().__init__(*args, **kwargs)
@@ -186,6 +188,7 @@ class Consumer(stock.Consumer):
         self._requests = make_requests(settings)
         redelivery = Redelivery(settings, self._requests, self.engine.folder)
         self.pool.on_death = redelivery.child_died
+        self.pool.on_watch = _Chore(TERMINATION, self.terminate_revoked).run_if_due
         self._chores = [
             _Chore(TAKE_OVER, redelivery.take_over),
             _Chore(HEARTBEAT, lambda: self.engine.heartbeat(self.id)),
@@ -194,6 +197,7 @@ class Consumer(stock.Consumer):
             _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
             _Chore(CHORD, self._dispatch_chords),
             _Chore(EXPIRY, self.call_off),
+            _Chore(TERMINATION, self.terminate_revoked),
         ]
         redelivery.take_over()
         self.pool.prepare(settings, self._orders())
@@ -244,8 +248,6 @@ class Consumer(stock.Consumer):
             nap = self.pool.tick()
             for chore in self._chores:
                 chore.run_if_due()
-            if self._doomed:
-                self._terminate_doomed()
             self._drain(nap)
 
     def _drain(self, timeout: float) -> None:
@@ -360,26 +362,27 @@ class Consumer(stock.Consumer):
         """Withdraw what waits of these tasks, or all that expired."""
         withdraw(self.app, self.engine, task_ids, self._announce)
 
-    def doom(self, task_ids: Collection[str], signum: int) -> None:
-        """Terminate these tasks, which a child has claimed, should they start."""
-        until = time.monotonic() + DOOM
-        self._doomed.update(dict.fromkeys(task_ids, (signum, until)))
-
     def _announce(self, delivery: Delivery) -> None:
         if delivery.task in self.app.tasks and self._requests is not None:
             self._requests.call_off(delivery)
         else:
             announce(self.app, delivery)
 
-    def _terminate_doomed(self) -> None:
-        """Carry out what :meth:`doom` was told."""
-        self.refresh_state()
-        for request in list(state.active_requests):
-            signum, _ = self._doomed.pop(request.id, (0, 0.0))
-            if signum:
+    def terminate_revoked(self) -> None:
+        """End what runs and was called off with a signal, if remote control did not do so.
+
+        It may have come too early, or not at all; and in a solo worker nobody reads it.
+        """
+        claimed = self._claimed()
+        self.terminated &= {info.task_id for info in claimed}
+        signals = self.engine.revocations([info.task_id for info in claimed]).signals
+        if not signals:
+            return
+        for request, activity in self._running(claimed):
+            signum = signals.get(request.id)
+            if signum and request.id not in self.terminated and activity is not None:
+                self.terminated.add(request.id)
                 request.terminate(self.pool, signal=signum)
-        now = time.monotonic()
-        self._doomed = {key: value for key, value in self._doomed.items() if value[1] > now}
 
     # What others ask
 
@@ -390,23 +393,11 @@ class Consumer(stock.Consumer):
         state.active_requests.clear()
         if self._settings is None:
             return
-        running = {
-            activity.started[-1]: activity
-            for _, activity in self.pool.activities()
-            if activity.running and activity.started
-        }
         self._held = []  # The sets of Celery's picture are weak.
-        for info in self.engine.list_tasks(worker=self.id, status="claimed"):
-            request = self._as_request(info)
-            if request is None:
-                continue
+        for request, activity in self._running(self._claimed()):
             self._held.append(request)
             state.task_reserved(request)
-            activity = running.get(info.tag)
             if activity is not None:
-                request.worker_pid = activity.pid
-                request.time_start = time.time() - (time.monotonic() - activity.began)
-                request.acknowledged = not request.task.acks_late
                 state.active_requests.add(request)
         self._refresh_totals()
 
@@ -422,6 +413,27 @@ class Consumer(stock.Consumer):
             for request in map(self._as_request, infos)
             if request is not None
         ]
+
+    def _claimed(self) -> list[TaskInfo]:
+        return self.engine.list_tasks(worker=self.id, status="claimed")
+
+    def _running(self, claimed: Iterable[TaskInfo]) -> Iterator[tuple[Request, Activity | None]]:
+        """Yield Celery's request for each claimed task, and who runs it, if anybody does."""
+        running = {
+            activity.started[-1]: activity
+            for _, activity in self.pool.activities()
+            if activity.running and activity.started
+        }
+        for info in claimed:
+            request = self._as_request(info)
+            if request is None:
+                continue
+            activity = running.get(info.tag)
+            if activity is not None:
+                request.worker_pid = activity.pid
+                request.time_start = time.time() - (time.monotonic() - activity.began)
+                request.acknowledged = not request.task.acks_late
+            yield request, activity
 
     def _refresh_totals(self) -> None:
         assert self._settings is not None

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
-from billiard.common import TERM_SIGNAME
-from celery.platforms import signals
 from celery.utils.functional import maybe_list
 from celery.worker import control
 from celery.worker import state as worker_state
 from celery.worker.state import REVOKES_MAX
 
+from celeriac.withdrawal import revoke
 from celeriac.withdrawal import stamps
 
 
@@ -65,17 +64,17 @@ def _revoke(
     """
     task_ids = set(map(str, maybe_list(task_id) or ()))
     consumer = state.consumer
-    consumer.engine.revoke(task_ids)
+    revoke(consumer.engine, task_ids, terminate, signal)
     consumer.call_off(task_ids)
     claimed = consumer.engine.list_tasks(task_ids=list(task_ids), status="claimed")
     active = {request.id for request in worker_state.active_requests}
-    held = {info.task_id: info.worker for info in claimed if info.task_id not in active}
-    told = task_ids - set(held)
+    # Should one of these be starting here: the consumer looks after it.
+    held = {info.task_id for info in claimed} - active
+    told = task_ids - held
     answer = control.revoke(state, list(told), terminate=terminate, signal=signal, **kwargs)
     worker_state.revoked.update(held)
     if terminate:
-        signum = signals.signum(signal or TERM_SIGNAME)
-        consumer.doom([each for each, worker in held.items() if worker == consumer.id], signum)
+        consumer.terminated.update(active & task_ids)
     elif held:
         answer = control.ok(f"tasks {task_ids} flagged as revoked")
     return answer

@@ -79,6 +79,8 @@ class Pool(BasePool):
 
     #: Called with slot, process id and reason when a child died.
     on_death: Callable[[int, int, str], None]
+    #: Called often while a task keeps the consumer from looking after it.
+    on_watch: Callable[[], None]
 
     #: How many children there are to be.
     limit: int

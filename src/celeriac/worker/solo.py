@@ -1,11 +1,12 @@
 """The worker's own process and thread: one task at a time, between two looks at its mail.
 
-While a task runs, a thread looks after it: it keeps the time limits, and gives back what waits
-behind a long task. It interrupts the task by a signal, which also wakes it out of a system call;
-where there is none (another thread than the main one, another system), by an exception that is
-raised when the task runs Python again. A task that exceeds its hard time limit has failed at
-that moment. If it does not end for all that, the worker goes on waiting for it, and says so:
-what restarts it, and when, is for its supervisor to decide.
+While a task runs, a thread looks after it: it keeps the time limits, gives back what waits behind
+a long task, and sees in the store whether it was revoked with ``terminate``. It interrupts the
+task by a signal, which also wakes it out of a system call; where there is none (another thread
+than the main one, another system), by an exception that is raised when the task runs Python
+again. A task that exceeds its hard time limit has failed at that moment. If it does not end for
+all that, the worker goes on waiting for it, and says so: what restarts it, and when, is for its
+supervisor to decide.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ class SoloPool(Pool):
             nap = super().tick()
             self._insist()
             if nap < LOOK_IDLE:
+                self.on_watch()
                 self._stopped.wait(nap)
             else:
                 settings.engine.wait_for_messages((), nap, place=(settings.worker_id, PARENT))

@@ -1,4 +1,7 @@
--- Tasks are called off by what they are stamped with, too, and the expired are found quickly.
+-- Tasks are called off by what they are stamped with, too, and while they run, by a signal; and
+-- the expired are found quickly.
+
+ALTER TABLE celeriac_revoked ADD COLUMN signal INTEGER;
 
 CREATE TABLE celeriac_revoked_stamps (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -186,9 +186,11 @@ DELETE FROM celeriac_groups WHERE group_id IN (
 
 -- Chords
 
+-- The first word counts: Celery tells a size of a group within a header, too.
 -- name: set_chord_size
 INSERT INTO celeriac_chords (group_id, size, used_at) VALUES (?, ?, ?)
-ON CONFLICT (group_id) DO UPDATE SET size = excluded.size, used_at = excluded.used_at;
+ON CONFLICT (group_id) DO UPDATE SET
+    size = coalesce(size, excluded.size), used_at = excluded.used_at;
 
 -- name: add_to_chord
 INSERT INTO celeriac_chords (group_id, extra, used_at) VALUES (?, 1, ?)
@@ -246,7 +248,8 @@ SELECT group_id FROM celeriac_chords WHERE used_at < ? LIMIT 1000;
 -- Revocation
 
 -- name: revoke
-INSERT INTO celeriac_revoked (task_id, revoked_at) VALUES (?, ?) ON CONFLICT DO NOTHING;
+INSERT INTO celeriac_revoked (task_id, revoked_at, signal) VALUES (?, ?, ?)
+ON CONFLICT (task_id) DO UPDATE SET signal = excluded.signal WHERE excluded.signal IS NOT NULL;
 
 -- name: revoke_stamp
 INSERT INTO celeriac_revoked_stamps (stamp, value, revoked_at) VALUES (?, ?, ?)
@@ -260,10 +263,10 @@ SELECT EXISTS (SELECT 1 FROM celeriac_revoked),
        (SELECT max(id) FROM celeriac_revoked_stamps);
 
 -- name: revoked
-SELECT task_id FROM celeriac_revoked WHERE task_id IN (SELECT value FROM json_each(?));
+SELECT task_id, signal FROM celeriac_revoked WHERE task_id IN (SELECT value FROM json_each(?));
 
 -- name: all_revoked
-SELECT task_id FROM celeriac_revoked ORDER BY revoked_at;
+SELECT task_id, signal FROM celeriac_revoked ORDER BY revoked_at;
 
 -- name: revoked_stamps
 SELECT stamp, value FROM celeriac_revoked_stamps ORDER BY id;
