@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 from collections.abc import Callable
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -348,6 +345,34 @@ def test_celery_events_dump(contract: Contract, tasks: Any) -> None:
         dump.stop(signal.SIGINT)
 
 
+def test_celery_events_with_a_camera(contract: Contract, tasks: Any) -> None:
+    (contract.folder / "camera.py").write_text(
+        "from celery.events.snapshot import Polaroid\n"
+        "class Camera(Polaroid):\n"
+        "    def on_shutter(self, state):\n"
+        "        for task in state.tasks.values():\n"
+        "            print('seen', task.uuid, task.state, task.name, flush=True)\n"
+    )
+    command = celery_command(
+        "-A", "contract_program", "events", "-c", "camera.Camera", "--frequency", "0.1"
+    )
+    camera = Program(
+        command, log_path=contract.folder / "camera.out", cwd=contract.folder, env=contract.env
+    )
+    try:
+        assert told(tasks.celery.control, "enable_events")
+
+        def is_seen() -> bool:
+            result = tasks.add.delay(1, 2)
+            result.get(timeout=SOON)
+            return f"seen {result.id} SUCCESS contract_program.add" in camera.log
+
+        # Until the camera is ready, it sees nothing.
+        wait_until(is_seen, 30, interval=0.5, message=lambda: f"a task in:\n{camera.log}")
+    finally:
+        camera.stop(signal.SIGINT)
+
+
 def test_celery_migrate_to_and_from_redis(celery: Any, contract: Contract, redis_url: str) -> None:
     import redis
 
@@ -358,46 +383,3 @@ def test_celery_migrate_to_and_from_redis(celery: Any, contract: Contract, redis
 
     with redis.Redis.from_url(redis_url) as client:
         assert client.llen("to-migrate") == 1
-
-
-# As on Redis
-
-_ASKED = "ping active registered scheduled reserved stats revoked active_queues clock".split()
-
-
-@pytest.mark.skipif(bool(os.environ.get("CELERIAC_NO_REFERENCE")), reason="asked to skip")
-def test_answers_have_the_shape_of_those_on_redis(
-    contract: Contract, inspect: Any, tasks: Any, redis_url: str, tmp_path: Path
-) -> None:
-    stock = Contract(tmp_path, redis_url, "prefork")
-    sys.modules["contract_program"] = contract.program
-    worker = stock.start("-c", "2")
-    try:
-        asked = stock.program.celery.control.inspect(timeout=5, limit=1)
-        keys = [contract.new_key(), stock.new_key()]
-        for each, key in zip((contract, stock), keys, strict=True):
-            each.program.waiting.delay(key)
-            each.program.nap.apply_async((0,), countdown=3600)
-            each.wait_for("waiting", key)
-        wait_until(lambda: asked.scheduled()[NAME], SOON)
-        for method in _ASKED:
-            ours, theirs = inspect(method), getattr(asked, method)()[NAME]
-            assert shape(ours) == shape(theirs), method
-        for each, key in zip((contract, stock), keys, strict=True):
-            each.let_go(key)
-    finally:
-        worker.stop()
-        stock.program.celery.close()
-        stock.program.celery.backend.client.close()
-
-
-def shape(answer: Any) -> Any:
-    """Return the keys of an answer, and the types of its values, without what differs by nature."""
-    if isinstance(answer, dict):
-        if set(answer) & {"contract_program.add", "contract_program.waiting"}:
-            return "counts"
-        named = {"writes", "broker", "total", "put-guarded-by-semaphore", "prefetch_count"}
-        return {key: None if key in named else shape(value) for key, value in answer.items()}
-    if isinstance(answer, list):
-        return [shape(answer[0])] if answer and isinstance(answer[0], dict) else "list"
-    return type(answer).__name__

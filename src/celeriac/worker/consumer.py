@@ -78,7 +78,7 @@ class Children(bootsteps.StartStopStep):
     requires = (Connection,)
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
-        c.task_consumer = c.qos = None
+        c.task_consumer = c.qos = c.gossip = None
         super().__init__(c, **kwargs)
 
     def start(self, c: Any) -> None:
@@ -434,6 +434,14 @@ class Consumer(stock.Consumer):
                 request.time_start = time.time() - (time.monotonic() - activity.began)
                 request.acknowledged = not request.task.acks_late
             yield request, activity
+
+    def waiting(self, task_ids: Iterable[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Return state and description of the tasks in our queues that nobody runs yet."""
+        infos = self.engine.list_tasks(task_ids=list(task_ids), queues=self._queues())
+        waiting = [(info, self._as_request(info)) for info in infos if info.status != "claimed"]
+        return {
+            info.task_id: (info.status, request.info()) for info, request in waiting if request
+        }
 
     def _refresh_totals(self) -> None:
         assert self._settings is not None

@@ -25,6 +25,7 @@ def handlers(stock: Mapping[str, Any]) -> dict[str, Any]:
         **stock,
         "scheduled": _scheduled,
         "dump_schedule": _scheduled,
+        "query_task": _query_task,
         "revoke": _revoke,
         "revoke_by_stamped_headers": _revoke_by_stamps,
         "terminate": _terminate,
@@ -52,6 +53,12 @@ def _obeyed(command: Callable[..., Any]) -> Callable[..., Any]:
 def _scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = state.consumer.scheduled()
     return result
+
+
+def _query_task(state: Any, ids: Any, **kwargs: Any) -> dict[str, Any]:
+    """Tell what Celery knows, and of what waits in the store."""
+    task_ids = list(map(str, maybe_list(ids) or ()))
+    return {**state.consumer.waiting(task_ids), **control.query_task(state, task_ids)}
 
 
 def _revoke(

@@ -20,6 +20,7 @@ from typing import cast
 from typing import NamedTuple
 
 from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionWithTraceback
 from celery import Celery
 from celery import signals
 from celery import states
@@ -159,7 +160,7 @@ class Requests:
         if isinstance(info.retval, Reject):
             self._reject(request, info.retval, retval)
         else:
-            request.on_failure(retval, return_ok=True)
+            request.on_failure(_unwrapped(retval), return_ok=True)
 
     def _ignore(self, delivery: Delivery, exc: Ignore, context: dict[str, Any]) -> None:
         """Let nothing wait for a task that called itself off, unless it goes on as another."""
@@ -346,6 +347,16 @@ def failure(exc: BaseException) -> ExceptionInfo:
         raise exc
     except BaseException:
         return ExceptionInfo()
+
+
+def _unwrapped(einfo: ExceptionInfo) -> ExceptionInfo:
+    """Return an error as Celery's parents get it from their children.
+
+    Pickling takes the exception out of its wrapper, and ``Request.on_retry`` counts on that.
+    """
+    if isinstance(einfo.exception, ExceptionWithTraceback):
+        einfo.exception = einfo.exception.exc
+    return einfo
 
 
 def _received(request: Request) -> dict[str, Any]:
