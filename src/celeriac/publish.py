@@ -27,6 +27,7 @@ from .engines.base import Message
 from .engines.base import Queue
 from .engines.base import unique
 from .envelope import Envelope
+from .replacement import count_outside
 
 
 class AMQP(amqp.AMQP):
@@ -48,6 +49,7 @@ class AMQP(amqp.AMQP):
         function has returned: from here on all that is sent belongs to the outcome. Before 5.7
         callbacks are published on their own, just before the outcome is recorded.
         """
+        count_outside(getattr(publish, "__self__", None))
         if not self.app.uses_engine:
             return super()._retry_publish(publish, *args, **kwargs)
         collector = collect.current(self.engine)

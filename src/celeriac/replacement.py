@@ -1,7 +1,7 @@
-"""What Celery's ``Task.replace()`` leaves undone when the replacement is a chord.
+"""The place that a signature takes in a canvas, where Celery loses it.
 
-The replacement comes in as a signature and goes out such that it ends under the id of the task
-that it replaces, and counts in that task's chord.
+What replaces a task must end under the task's id, and count in its chord; and so must the tasks
+of a group that comes after others in a chord's header. A signature comes in and goes out so.
 """
 
 from __future__ import annotations
@@ -39,6 +39,20 @@ def take_place(signature: Any, request: Any) -> None:
         last["options"].update(
             chord=request.chord, group_id=request.group, group_index=request.group_index
         )
+
+
+def count_outside(signature: Any) -> None:
+    """Have a group that is sent within a chord's header count in that chord.
+
+    Its own tasks do. But a chord among them is given the group's own id, and its callback would
+    count in a chord that nobody waits for. So the group takes the id of the header.
+    """
+    if not isinstance(signature, dict) or signature.get("subtask_type") != "group":
+        return
+    if signature["options"].get("chord"):
+        counted = next((last["options"].get("group_id") for last in _last(signature)), None)
+        if counted:
+            signature["options"].update(task_id=counted, group_id=counted)
 
 
 def _last(signature: Any) -> Iterator[Any]:

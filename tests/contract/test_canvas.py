@@ -191,3 +191,15 @@ def test_stamped_task_carries_its_stamps(tasks: Any) -> None:
     result = signature.apply_async()
 
     assert result.get(timeout=SOON) == 3
+
+
+def test_chord_in_a_group_that_is_a_callback_in_a_header(tasks: Any, contract: Any) -> None:
+    if contract.broker != "sqlite":
+        pytest.skip("Celery has the inner chord count in a chord that nobody waits for")
+    numbers = [tasks.add.si(1, 1), tasks.add.si(2, 2)]
+    inner = chord(numbers, group(chord([tasks.total.s()], tasks.total.s()), tasks.total.s()))
+    steps = chain(tasks.add.si(1, 1), group(chord(numbers, tasks.total.s()), tasks.add.s(1)))
+
+    result = chord([inner, steps, tasks.add.si(5, 5)], tasks.echo.s()).delay()
+
+    assert result.get(timeout=SOON) == [[[[6, 6], [6, 3], 10]], {}]
