@@ -166,8 +166,12 @@ def test_spellings_are_mixed_freely(app: Flask) -> None:
             "Celery has no setting CELERY['broker_ulr']: did you mean broker_url?",
         ),
         (
-            {"CELERY_ZZZ": 1},
-            "Celery has no setting CELERY_ZZZ: see Celery's list of settings.",
+            {"CELERY_FOO": 1},
+            "Celery has no setting CELERY_FOO: see Celery's list of settings.",
+        ),
+        (
+            {"CELERY_QUEUE": 1},
+            "Celery has no setting CELERY_QUEUE: did you mean CELERY_QUEUES?",
         ),
         (
             {"CELERY": {"result_expires": 1}, "CELERY_RESULT_EXPIRES": 2},

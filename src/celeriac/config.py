@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -65,6 +66,9 @@ _BACKENDS_OF = {
     "COSMOSDBSQL_": ("cosmosdbsql",),
     "DATABASE_": ("db", "database"),
 }
+
+
+_PREFIX = re.compile("^CELERY(D|BEAT)?_")
 
 
 class _Given(NamedTuple):
@@ -156,8 +160,10 @@ def _own(settings: list[_Given]) -> Iterator[_Given]:
 
 
 def _warn_unknown(spelling: str, key: str, names: Iterable[str]) -> None:
-    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
-    advice = f"did you mean {nearest[0]}?" if nearest else "see Celery's list of settings."
+    # Without what they all begin with, which would make any two of them look alike.
+    own = {_PREFIX.sub("", name): name for name in reversed([*names])}
+    nearest = difflib.get_close_matches(_PREFIX.sub("", key), own, n=1, cutoff=0.75)
+    advice = f"did you mean {own[nearest[0]]}?" if nearest else "see Celery's list of settings."
     warn(f"Celery has no setting {spelling}: {advice}")
 
 
