@@ -22,6 +22,7 @@ from flask import current_app
 from flask import Flask
 from flask import has_app_context
 from kombu.exceptions import EncodeError
+from programs import celery_command
 from programs import run
 
 from celeriac import Celeriac
@@ -211,6 +212,17 @@ def test_call_without_an_app_says_what_is_missing() -> None:
         with pytest.raises(RuntimeError) as caught:
             call()
         assert str(caught.value) == NO_APP
+
+
+@pytest.mark.parametrize("command", ["worker", "inspect ping", "purge -f", "beat"])
+def test_celery_command_without_an_app_says_so_in_a_sentence(tmp_path: Path, command: str) -> None:
+    (tmp_path / "shop.py").write_text("from celeriac import Celeriac\ncelery = Celeriac()\n")
+
+    done = run(celery_command("-A", "shop", *command.split()), cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert f"Error: {NO_APP}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_celeriac_without_a_flask_app_can_be_configured_by_hand() -> None:

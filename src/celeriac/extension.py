@@ -326,6 +326,9 @@ class Celeriac(stock.Celery[Task[..., Any]]):
         # Celery's own answer would be a RabbitMQ on this machine.
         if self.flask_app is None and not (url or self.conf.broker_url):
             if not self.conf.broker_transport:
+                program = click.get_current_context(silent=True)
+                if program is not None and getattr(program.obj, "app", None) is self:
+                    raise click.ClickException(_NO_APP)  # `celery -A module worker`
                 raise RuntimeError(_NO_APP)
 
     def bugreport(self) -> str:
