@@ -243,7 +243,7 @@ def shape(value: Any, labels: dict[str, str]) -> Any:
         for task_id, label in labels.items():
             value = value.replace(task_id, label)
         value = re.sub(r"(?s)\nsoftware -> .*", "(report)", value)
-        return re.sub(r"\d+(\.\d+)?(MB|KB|b)", "(memory)", value)
+        return re.sub(r"\d+(\.\d+)?(MB|KB|b)|0x[0-9a-f]+", "(memory)", value)
     return value
 
 

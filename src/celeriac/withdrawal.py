@@ -72,8 +72,15 @@ def stamps(headers: Mapping[str, Any] | Sequence[str]) -> dict[str, list[Any]]:
 
 def revoke(engine: Engine, task_id: Any, terminate: Any = False, signal: Any = None) -> None:
     """Make a revocation durable, as Celery has it: of one task or several, by name or number."""
-    signum = platform_signals.signum(signal or TERM_SIGNAME) if terminate else None
+    signum = _signum(signal or TERM_SIGNAME) if terminate else None
     engine.revoke(list(map(str, maybe_list(task_id) or ())), signal=signum)
+
+
+def _signum(signal: Any) -> int | None:
+    try:
+        return int(platform_signals.signum(signal))
+    except (AttributeError, TypeError):
+        return None  # The workers say that they know no such signal, as Celery's do.
 
 
 def _outcome(
