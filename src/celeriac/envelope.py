@@ -16,6 +16,8 @@ from time import time
 from typing import Any
 from typing import NamedTuple
 
+from celery.utils.saferepr import saferepr
+from kombu.compression import decompress
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import object_hook
 
@@ -58,6 +60,10 @@ class Envelope(NamedTuple):
         """
         headers, properties = self.headers, self.properties
         is_task = "task" in headers and "id" in headers
+        if not is_task:
+            newer = _from_protocol_1(self, body)
+            if newer is not None:
+                return newer[0].message(newer[1], queue)
         return Message(
             queue=queue,
             envelope=self.pack(),
@@ -69,6 +75,41 @@ class Envelope(NamedTuple):
             expires_at=_expiry(headers if is_task else {}, properties),
             transient=properties.get("delivery_mode") == 1,
         )
+
+
+def _from_protocol_1(envelope: Envelope, body: Any) -> tuple[Envelope, str] | None:
+    """Return a task of Celery's protocol 1 as protocol 2 has it; ``None`` for all other messages.
+
+    Protocol 1 has everything in the body, which an engine does not look into. Only JSON is read
+    here: the message may be a stranger's that is moved.
+    """
+    if envelope.content_type != "application/json" or "correlation_id" not in envelope.properties:
+        return None
+    headers = dict(envelope.headers)
+    compression = headers.pop("compression", None)
+    try:
+        task = _decode(_text(decompress(body, compression) if compression else body))
+        repeated = {name: task.get(name) for name in _KEPT_FROM_PROTOCOL_1}
+        args, kwargs = task["args"], task["kwargs"]
+        headers |= repeated | {"lang": "py", "task": task["task"], "id": task["id"]}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    if not task.get("utc", True):
+        headers |= {name: _with_offset(headers[name]) for name in ("eta", "expires")}
+    headers |= {"argsrepr": saferepr(args), "kwargsrepr": saferepr(kwargs)}
+    embed = {name: task.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
+    return envelope._replace(headers=headers), _encode([args, kwargs, embed])
+
+
+_KEPT_FROM_PROTOCOL_1 = ("eta", "expires", "group", "group_index", "retries", "timelimit")
+
+
+def _text(body: str | bytes) -> str:
+    return body if isinstance(body, str) else body.decode()
+
+
+def _with_offset(local: str | None) -> str | None:
+    return local and datetime.fromisoformat(local).astimezone().isoformat()
 
 
 def _priority(value: Any) -> int:
