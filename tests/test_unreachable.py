@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import time
@@ -145,6 +146,19 @@ def test_redis_that_ends_and_is_started_again(make_app: Any, redis: Any) -> None
     result = app.send_task("program.add", (1, 2))
     app.backend.store_result(result.id, 3, "SUCCESS")
     assert result.get(timeout=SOON) == 3
+
+
+def test_result_is_forgotten_at_once_when_redis_has_ended(make_app: Any, redis: Any) -> None:
+    server, url = redis()
+    app = make_app(url, result_backend=url)
+    result = app.send_task("program.add", (1, 2))
+
+    server.stop()
+    began = time.monotonic()
+    del result
+    gc.collect()
+
+    assert time.monotonic() - began < SOON
 
 
 def test_only_senders_are_in_a_hurry(make_app: Any, redis_url: str) -> None:

@@ -29,7 +29,8 @@ class RedisBackend(_RedisBackend):  # type: ignore[misc]
     """The Redis result backend of an app whose calls return in bounded time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._sending = local()
+        #: Whether this thread is about to send, or to forget a result.
+        self._now = local()
         super().__init__(*args, **kwargs)
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
@@ -45,8 +46,14 @@ class RedisBackend(_RedisBackend):  # type: ignore[misc]
             super().on_task_call(producer, task_id)
 
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
-        """Call ``fun`` until Redis can be reached; for a sender, only for a short time."""
-        if not getattr(self._sending, "now", False):
+        """Call ``fun`` until Redis can be reached; for a sender, only for a short time.
+
+        For who wants to hear no more it is not called at all: the subscription went with the
+        connection.
+        """
+        if getattr(self._now, "forgetting", False):
+            return None
+        if not getattr(self._now, "sending", False):
             return super().ensure(fun, args, **policy)
 
         def attempt(*args: Any) -> Any:
@@ -55,9 +62,20 @@ class RedisBackend(_RedisBackend):  # type: ignore[misc]
 
         return super().ensure(attempt, args, **{"timeout": PATIENCE, **policy})
 
+    def on_result_fulfilled(self, result: Any) -> None:
+        """Unsubscribe: Celery calls this when a result has come, or nobody refers to it.
+
+        The garbage collector may be the caller, in whatever is running.
+        """
+        self._now.forgetting = True
+        try:
+            super().on_result_fulfilled(result)
+        finally:
+            self._now.forgetting = False
+
     @contextmanager
     def _in_a_hurry(self) -> Iterator[None]:
-        self._sending.now = True
+        self._now.sending = True
         try:
             yield
         except (*self.connection_errors, RuntimeError) as exc:
@@ -68,7 +86,7 @@ class RedisBackend(_RedisBackend):  # type: ignore[misc]
                 f"({cause}). A task with ignore_result=True does not need it."
             ) from exc
         finally:
-            self._sending.now = False
+            self._now.sending = False
 
     def _is_subscriber(self) -> bool:
         pubsub = self.result_consumer._pubsub
