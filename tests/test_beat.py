@@ -31,7 +31,6 @@ from celeriac.beat import Scheduler
 from celeriac.engines import Engine
 from celeriac.engines import open_engine
 from celeriac.engines.base import Entry
-from celeriac.envelope import Envelope
 
 #: Seconds between two runs where a test waits for several.
 OFTEN = 0.4
@@ -194,10 +193,8 @@ def test_options_of_an_entry_hold(app: Celeriac, engine: Engine) -> None:
     run_due(schedule(app, often=entry))
 
     (task,) = engine.list_tasks()
-    headers = Envelope.unpack(task.envelope).headers
     assert (task.queue, task.priority) == ("slow", 7)
     assert task.expires_at == pytest.approx(time.time() + 3600, abs=60)
-    assert headers["celery_beat_task"] is True
     assert json.loads(task.body)[:2] == [[1], {"b": 2}]
 
 

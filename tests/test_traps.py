@@ -6,7 +6,6 @@ tested here.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -343,8 +342,7 @@ def test_every_trap_is_told_with_what_becomes_of_it() -> None:
 
 
 def _functions(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return set(re.findall(r"^ *def (test_\w+)", path.read_text(), re.M))
 
 
 @pytest.fixture
