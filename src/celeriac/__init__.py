@@ -20,6 +20,7 @@ it, for application factories. Everything else is Celery.
 #   greenlets.py    the same with gevent
 #   publish.py      the short way from apply_async() to the queue
 #   control.py      revocations that outlast the workers
+#   withdrawal.py   what was called off or expired, taken out of its queue
 #   transport.py    the long way: a kombu transport over an engine
 #   backend.py      the result backend over an engine
 #   brokers.py      what Redis and RabbitMQ take otherwise: translated, or warned of

@@ -3,8 +3,9 @@
 Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction
 (:mod:`.transactions`) over the statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is
 how a thread gets its connection and how a fork is survived; :mod:`.choice` is what a claim takes,
-and :mod:`.lanes` what it takes from; :mod:`.upkeep` deletes what is over; and what belongs to the
-machine rather than the file, who sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
+and :mod:`.lanes` what it takes from; :mod:`.chords` counts, and :mod:`.upkeep` deletes what is
+over; and what belongs to the machine rather than the file, who sleeps and who lives, is in
+:mod:`.bell` and :mod:`.presence`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from .bell import mask
 from .bell import MESSAGES
 from .bell import RESULTS
 from .choice import Choice
+from .chords import Chords
 from .connections import Connections
 from .lanes import Intake
 from .lanes import Lanes
@@ -78,7 +80,8 @@ class SQLiteEngine(Engine):
         transactions = Transactions(self.place, self._connections, self._sql)
         self._write, self._read = transactions.write, transactions.read
         self._rows = transactions.rows
-        self._upkeep = Upkeep(self._sql, transactions)
+        self._chords = Chords(self._sql)
+        self._upkeep = Upkeep(self._sql, transactions, self._chords)
         self._lanes = Lanes(self._sql)
         self._choice = Choice(self._sql, self._lanes)
         # The revoked stamps as of one version of them.
@@ -133,8 +136,8 @@ class SQLiteEngine(Engine):
             parts = [part for outcome in recorded for part in outcome.parts]
             self._store(db, results)
             self._insert(db, messages)
-            self._size(db, [size for outcome in recorded for size in outcome.sizes])
-            chords = [part for part in parts if self._join(db, part)]
+            self._chords.size(db, [size for outcome in recorded for size in outcome.sizes])
+            chords = [part for part in parts if self._chords.join(db, part)]
         self._ring_results(results)
         self._ring_queues(messages)
         self._ring_queues([each.delivery for each in recorded if each.action is Action.REQUEUE])
@@ -252,11 +255,8 @@ class SQLiteEngine(Engine):
     # Chords
 
     def set_chord_size(self, group_id: str, size: int) -> bool:
-        now = time.time()
         with self._write() as db:
-            self._size(db, [(group_id, size)])
-            self._drop_if_over(db, group_id)
-            return db.execute(self._sql["complete_chord_of_size"], (now, group_id)).rowcount > 0
+            return self._chords.size_one(db, group_id, size)
 
     def add_to_chord(self, group_id: str) -> None:
         with self._write() as db:
@@ -264,7 +264,7 @@ class SQLiteEngine(Engine):
 
     def join_chord(self, part: ChordPart) -> bool:
         with self._write() as db:
-            return self._join(db, part)
+            return self._chords.join(db, part)
 
     def chord_parts(self, group_id: str) -> list[ChordPart]:
         return [ChordPart(*row) for row in self._rows("chord_parts", (group_id,))]
@@ -277,11 +277,11 @@ class SQLiteEngine(Engine):
         sizes: Sequence[tuple[str, int]] = (),
     ) -> bool:
         with self._write() as db:
-            if not self._finish(db, group_id):
+            if not self._chords.finish(db, group_id):
                 return False
             self._insert(db, messages)
             self._store(db, results)
-            self._size(db, sizes)
+            self._chords.size(db, sizes)
         self._ring_results(results)
         self._ring_queues(messages)
         return True
@@ -539,35 +539,6 @@ class SQLiteEngine(Engine):
 
     def _store(self, db: sqlite3.Connection, results: Sequence[Result]) -> None:
         db.executemany(self._sql["store_result"], results)
-
-    def _size(self, db: sqlite3.Connection, sizes: Sequence[tuple[str, int]]) -> None:
-        now = time.time()
-        db.executemany(self._sql["set_chord_size"], [(*size, now) for size in sizes])
-
-    def _join(self, db: sqlite3.Connection, part: ChordPart) -> bool:
-        now = time.time()
-        fields = (part.group_id, part.member, part.place, part.meta)
-        if not db.execute(self._sql["insert_part"], fields).rowcount:
-            return False
-        counted = (part.group_id, part.callback, now)
-        ((completed_at, all_came, finished),) = db.execute(self._sql["count_part"], counted)
-        if finished and all_came:
-            self._upkeep.drop_chord(db, part.group_id)
-        if completed_at is not None or not (all_came or part.failed):
-            return False
-        db.execute(self._sql["complete_chord"], (now, part.group_id))
-        return True
-
-    def _finish(self, db: sqlite3.Connection, group_id: str) -> bool:
-        now = time.time()
-        if not db.execute(self._sql["finish_chord"], (now, group_id)).rowcount:
-            return False
-        self._drop_if_over(db, group_id)
-        return True
-
-    def _drop_if_over(self, db: sqlite3.Connection, group_id: str) -> None:
-        if db.execute(self._sql["is_chord_over"], (group_id,)).fetchone():
-            self._upkeep.drop_chord(db, group_id)
 
     # Workers
 

@@ -1,4 +1,4 @@
-"""What deletes: queues, chords, and by and by all that is over."""
+"""What deletes: queues, and by and by all that is over."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from collections.abc import Mapping
 
+from .chords import Chords
 from .transactions import Transactions
 
 #: How long an auto-delete queue may wait for its first consumer (seconds).
@@ -22,9 +23,10 @@ KEEP = 30 * 86400.0
 class Upkeep:
     """Deletes from one queue file."""
 
-    def __init__(self, sql: Mapping[str, str], transactions: Transactions) -> None:
+    def __init__(self, sql: Mapping[str, str], transactions: Transactions, chords: Chords) -> None:
         self._sql = sql
         self._write = transactions.write
+        self._chords = chords
 
     def clean(self, used: Collection[str], now: float) -> None:
         """Delete what expired.
@@ -54,11 +56,6 @@ class Upkeep:
         for name in ("delete_queue", "delete_queue_bindings", "delete_lanes"):
             db.execute(self._sql[name], (queue,))
 
-    def drop_chord(self, db: sqlite3.Connection, group_id: str) -> None:
-        """Delete a chord and its parts."""
-        db.execute(self._sql["delete_parts"], (group_id,))
-        db.execute(self._sql["drop_chord"], (group_id,))
-
     def _delete_unused(self, db: sqlite3.Connection, used: Collection[str], now: float) -> None:
         """Delete the reply queues and mailboxes whose consumers are gone, and what expired."""
         idle = db.execute(self._sql["auto_delete_queues"], (now - UNUSED,)).fetchall()
@@ -76,7 +73,7 @@ class Upkeep:
                 groups = db.execute(self._sql["expire_groups"], (now,)).rowcount
                 chords = db.execute(self._sql["expired_chords"], (now - KEEP,)).fetchall()
                 for (group_id,) in chords:
-                    self.drop_chord(db, group_id)
+                    self._chords.drop(db, group_id)
             more = max(results, groups, len(chords)) >= SHARE
             if more:
                 time.sleep(0.001)
