@@ -22,6 +22,7 @@ it, for application factories. Everything else is Celery.
 #   control.py      revocations that outlast the workers
 #   withdrawal.py   what was called off or expired, taken out of its queue
 #   transport.py    the long way: a kombu transport over an engine
+#   qos.py          its messages, until they are acknowledged
 #   backend.py      the result backend over an engine
 #   brokers.py      what Redis and RabbitMQ take otherwise: translated, or warned of
 #   canvas.py       chords, and what follows when a task of a canvas fails

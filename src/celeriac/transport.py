@@ -21,7 +21,7 @@ Publishing comes in through :meth:`Channel.basic_publish` and goes out as
 :class:`~celeriac.engines.base.Message`; consuming goes through :meth:`Transport.drain_events`.
 Queues and bindings live in the database, so that exchanges reach across processes. Deliveries
 are held in the name of a claimant, one for each connection that consumes: if its process dies,
-they return to their queues.
+they return to their queues. :mod:`celeriac.qos` has those that are not acknowledged yet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -55,7 +54,6 @@ from .engines import Engine
 from .engines import EngineConfigurationError
 from .engines import EngineError
 from .engines import open_engine
-from .engines.base import Action
 from .engines.base import Binding
 from .engines.base import Delivery
 from .engines.base import Message as StoredMessage
@@ -65,6 +63,8 @@ from .engines.base import unique
 from .engines.base import Worker
 from .envelope import Envelope
 from .envelope import MAX_PRIORITY
+from .qos import Message
+from .qos import QoS
 from .withdrawal import revoke
 from .withdrawal import stamps
 
@@ -79,61 +79,6 @@ _base: Any = base
 _virtual: Any = virtual
 
 _STANDARD_TYPES = {"amq.topic": "topic", "amq.fanout": "fanout"}
-
-
-class Message(_virtual.Message):  # type: ignore[misc]
-    """A message as consumers get it, with the delivery that holds it."""
-
-    def __init__(self, payload: dict[str, Any], channel: Channel, **kwargs: Any) -> None:
-        self.delivery: Delivery = payload.pop("delivery")
-        super().__init__(payload, channel=channel, **kwargs)
-
-
-class QoS(_virtual.QoS):  # type: ignore[misc]
-    """The unacknowledged messages of one channel.
-
-    Messages may be acknowledged by other threads than the one that consumes. An acknowledgement
-    is committed when it returns: a task acknowledged early must not run twice.
-    """
-
-    channel: Channel
-    _delivered: OrderedDict[int, Message]
-
-    def append(self, message: Message, delivery_tag: int) -> None:
-        """Note that the message is out."""
-        self._delivered[delivery_tag] = message
-
-    def ack(self, delivery_tag: int) -> None:
-        """Delete the message from the database."""
-        self._settle([delivery_tag], Action.ACKNOWLEDGE)
-
-    def ack_until(self, delivery_tag: int) -> None:
-        """Delete this message and all delivered before it, in one transaction."""
-        tags = [tag for tag in list(self._delivered) if tag <= delivery_tag]
-        self._settle(tags, Action.ACKNOWLEDGE)
-
-    def reject(self, delivery_tag: int, requeue: bool = False) -> None:
-        """Delete the message, or put it back into its queue as redelivered."""
-        self._settle([delivery_tag], Action.REQUEUE if requeue else Action.ACKNOWLEDGE)
-
-    def restore_unacked(self) -> list[tuple[BaseException, Message]]:
-        """Give all unacknowledged messages back, as redelivered."""
-        deliveries = [message.delivery for message in self._delivered.values()]
-        self._delivered.clear()
-        self.channel.give_back(deliveries, started=True)
-        return []
-
-    def forget(self) -> None:
-        """Drop what another process holds: this one came out of a fork."""
-        self._delivered.clear()
-
-    def _settle(self, tags: Sequence[int], action: Action) -> None:
-        deliveries = [self._delivered[tag].delivery for tag in tags if tag in self._delivered]
-        if deliveries:
-            self.channel.engine.complete([Outcome(each, action) for each in deliveries])
-        for tag in tags:
-            self._delivered.pop(tag, None)
-        self.channel.on_credit()
 
 
 class Consumer(NamedTuple):
