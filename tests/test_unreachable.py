@@ -154,6 +154,8 @@ def test_result_is_forgotten_at_once_when_redis_has_ended(make_app: Any, redis: 
     result = app.send_task("program.add", (1, 2))
 
     server.stop()
+    # From here on it is known that the connection is lost.
+    assert send(app)
     began = time.monotonic()
     del result
     gc.collect()
