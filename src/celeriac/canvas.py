@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -33,6 +34,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import GroupResult
 from celery.result import ResultSet
 from celery.utils.functional import _regen as generator_type  # type: ignore[attr-defined]
+from celery.utils.functional import arity_greater
 from celery.utils.log import get_logger
 from kombu.utils.encoding import ensure_bytes
 from kombu.utils.functional import maybe_list
@@ -186,9 +188,19 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
     def _call_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
         # What goes wrong with an error callback does not change what became of the task.
         try:
+            collector = collect.current(self.engine)
+            if collector is not None and any(map(self._runs_here, request.errbacks)):
+                # It, and whoever it tells, may look at the failure.
+                self.engine.store_results(collector.results)
             self._call_task_errbacks(request, exc, traceback)
         except Exception:
             logger.exception("An error callback of %s could not be called", request.id)
+
+    def _runs_here(self, errback: Any) -> bool:
+        """Say whether Celery calls an errback in this process instead of sending it."""
+        task = self.app.tasks.get(errback["task"])
+        header = getattr(task, "__header__", None)
+        return header is not None and not isinstance(header, partial) and arity_greater(header, 1)
 
     # Chords
 

@@ -324,6 +324,11 @@ def on_error(request: Any, exc: Any, traceback: Any) -> None:
 
 
 @celery.task
+def on_stored_error(request: Any, exc: Any, traceback: Any) -> None:
+    journal("on_stored_error", request.id, celery.AsyncResult(request.id).state)
+
+
+@celery.task
 def on_bad_error(request: Any, exc: Any, traceback: Any) -> None:
     raise KeyError("an error callback that fails itself")
 

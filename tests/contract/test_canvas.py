@@ -152,6 +152,12 @@ def test_link_and_link_error(tasks: Any, contract: Any) -> None:
     assert contract.wait_for("on_old_error", old.id)
 
 
+def test_error_callback_finds_the_failure_stored(tasks: Any, contract: Any) -> None:
+    failed = tasks.fail.apply_async(link_error=tasks.on_stored_error.s())
+
+    assert contract.wait_for("on_stored_error", failed.id)[2] == "FAILURE"
+
+
 def test_children_are_known(tasks: Any) -> None:
     result = tasks.add.apply_async((1, 2), link=tasks.add.s(10))
 
