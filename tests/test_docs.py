@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -286,3 +287,60 @@ def test_every_celery_command_that_is_shown_exists(name: str) -> None:
     words = [re.sub(r".*celery( -A \S+)? ", "", line, count=1).split()[0] for line in shown]
 
     assert set(words) <= set(celery_program.commands)
+
+
+# Monitoring
+
+
+def test_request_id_reaches_all_that_a_request_sends(
+    worker: Callable[..., Program], tmp_path: Path, queue_url: str
+) -> None:
+    (module,) = [block for block in blocks("monitoring", "python") if block.caption]
+    (tmp_path / module.caption).write_text(module.text)
+    (tmp_path / "shop.py").write_text(
+        "from flask import Flask\n"
+        "from celeriac import make_celery\n"
+        "from tracing import request_id\n"
+        "flask_app = Flask(__name__)\n"
+        f"flask_app.config['CELERY_BROKER_URL'] = {queue_url!r}\n"
+        "celery = make_celery(flask_app)\n"
+        "@celery.task(bind=True)\n"
+        "def first(self):\n"
+        "    if not self.request.retries:\n"
+        "        self.retry(countdown=0)\n"
+        "    return second.delay(None).id, request_id()\n"
+        "@celery.task\n"
+        "def second(before):\n"
+        "    return before, request_id()\n"
+        "@flask_app.get('/')\n"
+        "def index():\n"
+        "    results = first.delay(), (first.si() | second.s()).apply_async()\n"
+        "    return [result.id for result in results]\n"
+    )
+    call = (
+        "import json, shop\n"
+        "client = shop.flask_app.test_client()\n"
+        "ids = client.get('/', headers={'X-Request-ID': 'the-id'}).json\n"
+        "got = [shop.celery.AsyncResult(id).get(timeout=20) for id in ids]\n"
+        "got.append(shop.celery.AsyncResult(got[0][0]).get(timeout=20))\n"
+        "print(json.dumps(got))\n"
+    )
+    worker("-A", "shop.celery", "-P", "threads", "-c", "2", cwd=tmp_path)
+
+    done = run([sys.executable, "-c", call], cwd=tmp_path)
+
+    direct, chained, inner = json.loads(done.stdout)
+    assert direct[1] == "the-id"
+    assert chained[1] == "the-id" and chained[0][1] == "the-id"
+    assert inner == [None, "the-id"]
+
+
+def test_documented_logging_works_in_every_process() -> None:
+    (setup,) = [
+        block.text for block in blocks("monitoring", "python") if "dictConfig" in block.text
+    ]
+    program = f"{setup}\nlogging.getLogger('shop').info('hello')\n"
+
+    done = run([sys.executable, "-c", program])
+
+    assert re.search(r" INFO shop None hello$", done.stderr.strip())
