@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from flask import Flask
 from flask import g
 from flask import has_app_context
 from programs import Program
+from programs import run
 from waiting import wait_until
 
 from celeriac import Celeriac
@@ -492,6 +494,38 @@ def test_signal_arrives_in_the_coroutine(loop: Loop, blocks: bool) -> None:
         assert signal.getsignal(signal.SIGUSR1) is receive
     finally:
         signal.signal(signal.SIGUSR1, previous)
+
+
+OUT_OF_FILES = """\
+import asyncio, os, resource
+from flask import Flask
+from celeriac import make_celery
+
+celery = make_celery(Flask("shop", instance_path=os.getcwd()))
+
+@celery.task(name="shop.nap")
+async def nap():
+    await asyncio.sleep(0)
+
+nap.apply()  # Imports all it needs, and gives its files back.
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+lowest = os.dup(0)
+os.close(lowest)
+resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+result = nap.apply(task_id="some-id")
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(result.result)
+"""
+
+
+def test_lack_of_files_is_told_with_advice(tmp_path: Path) -> None:
+    done = run([sys.executable, "-c", OUT_OF_FILES], cwd=tmp_path)
+
+    assert done.stdout == (
+        "[Errno 24] No event loop can be made for shop.nap[some-id] (Too many open files). Allow "
+        "the worker more open files (ulimit -n), or have it run fewer tasks at once (-c)\n"
+    )
+    assert "never awaited" not in done.stderr
 
 
 def test_forked_child_has_a_loop_of_its_own(celery: Celeriac) -> None:

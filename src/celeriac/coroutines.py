@@ -90,7 +90,7 @@ def finish(task: Any, coroutine: Any) -> Any:
         return _run_elsewhere(task, request, label, coroutine)
     if request.is_eager or greenlets.are_threads():
         return _run_once(label, coroutine)
-    return _own_loop().run(label, coroutine)
+    return _make(_own_loop, label, coroutine).run(label, coroutine)
 
 
 async def within(context: AbstractContextManager[Any], awaitable: Any) -> Any:
@@ -323,13 +323,25 @@ def _close(loop: asyncio.AbstractEventLoop, pid: int) -> None:
         loop.close()
 
 
+def _make(make: Callable[[], Loop], label: str, coroutine: Coroutine[Any, Any, Any]) -> Loop:
+    try:
+        return make()
+    except OSError as exc:
+        coroutine.close()
+        raise OSError(
+            exc.errno,
+            f"No event loop can be made for {label} ({exc.strerror}). Allow the worker more open "
+            "files (ulimit -n), or have it run fewer tasks at once (-c)",
+        ) from exc
+
+
 def _run_once(
     label: str,
     coroutine: Coroutine[Any, Any, Any],
     on_start: Callable[[_Run], None] | None = None,
 ) -> Any:
     """Run a coroutine in a loop that lives no longer than it, where nobody would close one."""
-    loop = Loop()
+    loop = _make(Loop, label, coroutine)
     try:
         return loop.run(label, coroutine, on_start)
     finally:
