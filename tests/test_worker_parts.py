@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ from celeriac.worker.child import make_requests
 from celeriac.worker.child import Settings
 from celeriac.worker.claimant import Claimant
 from celeriac.worker.claimant import Orders
+from celeriac.worker.fence import Abandoned
+from celeriac.worker.fence import Fence
+from celeriac.worker.fence import interrupt
+from celeriac.worker.fence import is_safe
 from celeriac.worker.redelivery import Redelivery
 from celeriac.worker.request import Limits
 
@@ -155,3 +160,56 @@ def test_only_a_task_that_was_revoked_ends_as_terminated(board: Board, queue_url
     assert (revoked.state, other.state) == ("PENDING", "FAILURE")
     engine.deregister("w")
     celery.close()
+
+
+def test_task_that_was_taken_away_can_not_be_ended_by_its_thread() -> None:
+    fence = Fence()
+    fence.enter(1)
+
+    assert fence.take(1)
+
+    with pytest.raises(Abandoned):
+        fence.leave(1)
+
+
+def test_task_that_is_through_can_not_be_taken_away() -> None:
+    fence = Fence()
+    fence.enter(1)
+    fence.leave(1)
+    fence.enter(2)
+
+    assert not fence.take(1)
+    assert fence.holds(2)
+    fence.leave(2)
+
+
+def test_soft_limit_that_no_task_heard_is_held_back() -> None:
+    fence = Fence()
+    told = []
+
+    def late(exc: type[BaseException]) -> None:
+        told.append(exc)
+        interrupt(threading.get_ident(), exc)
+
+    # In the thread's own hands, the exception is raised with the next call: within this block.
+    fence.enter(1)
+    with pytest.raises(SoftTimeLimitExceeded):
+        fence.soften(1, late)
+    fence._running[1] = True
+
+    fence.leave(1)
+
+    assert told == [SoftTimeLimitExceeded]
+    assert not fence.soften(1, late)
+
+
+def test_thread_is_not_interrupted_outside_of_tasks() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+
+    assert not is_safe(thread.ident or 0)
+
+    done.set()
+    thread.join()
+    assert not is_safe(thread.ident or 0)

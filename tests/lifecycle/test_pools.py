@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,27 @@ def test_pool_grows_no_further_than_its_board(tasks: Any, contract: Contract, st
 
     assert "This worker can have at most 256 children." in str(answer)
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
+
+
+def test_child_that_ends_goes_on_trying_to_record_its_outcomes(
+    tasks: Any, contract: Contract, start: Start
+) -> None:
+    locked = Contract(contract.folder, f"{contract.url}&busy_timeout=0.5", "prefork")
+    worker = locked.start("-c", "1")
+    key = locked.new_key()
+    result = tasks.waiting.delay(key)
+    locked.wait_for("waiting", key)
+
+    with closing(sqlite3.connect(contract.folder / "queue.sqlite3", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        locked.let_go(key)
+        worker.wait_for_log("Trying again in 0.5 s.")
+        worker.send(signal.SIGTERM)
+        wait_until(lambda: worker.log.count("Trying again in 0.5 s.") > 2, SOON)
+        db.execute("ROLLBACK")
+
+    assert worker.wait() == 0
+    assert result.get(timeout=SOON) == key
 
 
 FACTORY = """
