@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery import chord
 from celery.exceptions import TimeoutError
 from flask import Flask
 from programs import Program
@@ -448,6 +449,24 @@ def test_explain_of_the_last_result_of_a_chain(queue_url: str) -> None:
         "flask --app proj celery worker"
     )
     celery.close()
+
+
+def test_callback_of_a_chord_names_the_members_that_are_missing(
+    app: Celery, work: Callable[..., str]
+) -> None:
+    add = app.signature("proj.add", (1, 1), app=app)
+    body = app.signature("proj.total", app=app)
+    result = chord([add.clone(task_id=f"member {n}") for n in range(5)], body, app=app).delay()
+    work()
+
+    explanation = app.backend.explain(result.id, search=True)
+
+    assert explanation.cause is Cause.WAITING
+    assert str(explanation) == (
+        f"Task {result.id} comes after proj.add[member 0], proj.add[member 1], "
+        "proj.add[member 2] and 2 more, not finished yet. "
+        "Task proj.add[member 0] waits in queue `celery` with 4 others."
+    )
 
 
 # Real workers

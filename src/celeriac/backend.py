@@ -269,9 +269,10 @@ class EngineBackend(CanvasBackend):
 
     # Explaining
 
-    def explain(self, task_id: str, *, ignored: bool = False) -> Explanation:
-        """Say why the task has not finished, or that it has."""
-        return explain(self.engine, task_id, ignored=ignored, program=_program(self.app))
+    def explain(self, task_id: str, *, ignored: bool = False, search: bool = False) -> Explanation:
+        """Say why the task has not finished, or that it has; see :func:`.explain.explain`."""
+        program = _program(self.app)
+        return explain(self.engine, task_id, ignored=ignored, program=program, search=search)
 
     def explain_result(self, result: Any, *, ignored: bool = False) -> Explanation:
         """Say why the task has not finished; of a later part of a canvas, what it comes after."""
@@ -284,7 +285,7 @@ class EngineBackend(CanvasBackend):
             if failed or earlier.cause not in (Cause.UNKNOWN, Cause.FINISHED):
                 text = f"Task {result.id} comes after another. {earlier.text}"
                 return earlier._replace(text=text)
-        return own
+        return self.explain(result.id, search=True)
 
     def explain_wait(self, task_ids: Iterable[str]) -> Explanation | None:
         """Say why waiting for these, or the first of many, is in vain, if it is for any.

@@ -82,7 +82,7 @@ def explain(ctx: click.Context, task_id: str) -> None:
         )
     # The backend knows by which command this app's worker is started.
     ask = getattr(app.backend, "explain", None) or partial(explain_task, open_engine(url))
-    explanation = ask(task_id)
+    explanation = ask(task_id, search=True)
     click.echo(str(explanation))
     if explanation.cause is Cause.UNKNOWN:
         ctx.exit(1)

@@ -34,6 +34,10 @@ LOOKS = (1.0, 2.5)
 #: Afterwards, how often (seconds).
 LOOK_INTERVAL = 5.0
 
+#: How many messages are searched for a task that comes after them, and how many are named.
+SEARCHED = 1000
+NAMED = 3
+
 #: Consumers of these belong to remote control and events: they run no tasks.
 _NO_TASKS = (".pidbox", "celeryev.")
 
@@ -104,12 +108,18 @@ class Program(NamedTuple):
 
 
 def explain(
-    engine: Engine, task_id: str, *, ignored: bool = False, program: Program | None = None
+    engine: Engine,
+    task_id: str,
+    *,
+    ignored: bool = False,
+    program: Program | None = None,
+    search: bool = False,
 ) -> Explanation:
     """Say why the task has not finished, or that it has.
 
     :param ignored: the caller knows that the task's result is not kept.
     :param program: how to call Celery's program, for the command.
+    :param search: look through the messages for those that the task comes after.
     """
     if ignored:
         return _ignored(task_id)
@@ -118,7 +128,8 @@ def explain(
         return Explanation(Cause.FINISHED, f"Task {task_id} has finished: {result.state}.")
     stored = engine.list_tasks(task_ids=[task_id])
     if not stored:
-        return _not_stored(task_id, result)
+        later = _comes_after(engine, task_id, program) if search and result is None else None
+        return later or _not_stored(task_id, result)
     info = stored[0]
     if Envelope.unpack(info.envelope).headers.get("ignore_result"):
         return _ignored(task_id)
@@ -138,6 +149,23 @@ def _ignored(task_id: str) -> Explanation:
         "set), so there is nothing to wait for. Keep it with",
         "@celery.task(ignore_result=False)",
     )
+
+
+def _comes_after(engine: Engine, task_id: str, program: Program | None) -> Explanation | None:
+    """Name the tasks that are to send this one: the members of a header, the step before."""
+    name = task_id.encode()
+    before = [info for info in engine.list_tasks(limit=SEARCHED) if name in _as_bytes(info.body)]
+    if not before:
+        return None
+    first = explain(engine, before[0].task_id, program=program)
+    named = ", ".join(f"{info.task}[{info.task_id}]" for info in before[:NAMED])
+    more = f" and {len(before) - NAMED} more" if len(before) > NAMED else ""
+    text = f"Task {task_id} comes after {named}{more}, not finished yet. {first.text}"
+    return first._replace(text=text)
+
+
+def _as_bytes(body: str | bytes) -> bytes:
+    return body.encode() if isinstance(body, str) else body
 
 
 def _not_stored(task_id: str, result: Result | None) -> Explanation:
