@@ -59,6 +59,14 @@ def differs(request: pytest.FixtureRequest, contract: Contract) -> bool:
     return any(contract.broker in mark.args for mark in request.node.iter_markers("differs"))
 
 
+@pytest.fixture(autouse=True)
+def skip_what_differs(request: pytest.FixtureRequest, contract: Contract) -> None:
+    """Skip a test that says it differs here, unless it asks for ``differs`` to show how."""
+    for mark in request.node.iter_markers("differs"):
+        if contract.broker in mark.args and "differs" not in request.fixturenames:
+            pytest.skip(f"in the table of differences: {mark.kwargs['row']}")
+
+
 @pytest.fixture
 def in_order(contract: Contract) -> Callable[[list[str]], list[str]]:
     """Return a function for what is compared in order, except where Celery promises none.
