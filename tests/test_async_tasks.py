@@ -507,14 +507,15 @@ celery = make_celery(Flask("shop", instance_path=os.getcwd()))
 async def nap():
     await asyncio.sleep(0)
 
-nap.apply()  # Imports all it needs, and gives its files back.
+nap.push_request(id="some-id", called_directly=False, is_eager=True)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 lowest = os.dup(0)
 os.close(lowest)
 resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-result = nap.apply(task_id="some-id")
-resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-print(result.result)
+try:
+    nap.run()
+except OSError as exc:
+    print(exc)
 """
 
 
