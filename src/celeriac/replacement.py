@@ -47,6 +47,9 @@ def count_outside(signature: Any) -> None:
     Its own tasks do. But a chord among them is given the group's own id, and its callback would
     count in a chord that nobody waits for. So the group takes the id of the header.
     """
+    while isinstance(signature, dict) and signature.get("subtask_type") == "chain":
+        tasks = signature["kwargs"]["tasks"]
+        signature = tasks[0] if len(tasks) == 1 else None
     if not isinstance(signature, dict) or signature.get("subtask_type") != "group":
         return
     if signature["options"].get("chord"):
