@@ -730,7 +730,6 @@ def url(request: pytest.FixtureRequest) -> str:
         ("sqlite", "solo", OURS),
         ("sqlite", "gevent", OURS),
         ("sqlite", "prefork", STOCK),
-        ("sqlite", "threads", STOCK),
         ("redis", "prefork", OURS),
         ("redis", "threads", OURS),
         ("redis", "gevent", OURS),
