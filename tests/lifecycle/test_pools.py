@@ -72,7 +72,8 @@ def test_threads_are_ended_at_a_cold_shutdown(
 def test_solo_hands_over_what_waits_behind_a_long_task(
     tasks: Any, contract: Contract, start: Start
 ) -> None:
-    start("-P", "solo", name="solo")
+    worker = start("-P", "solo", name="solo")
+    assert contract.journal("worker_process_init", worker.pid)
     # It has learnt to claim many at once.
     for result in [tasks.add.delay(i, i) for i in range(300)]:
         result.get(timeout=SOON)

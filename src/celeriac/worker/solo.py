@@ -16,6 +16,7 @@ import signal
 import threading
 from typing import Any
 
+from celery import signals
 from celery.utils.log import get_logger
 
 from .board import PARENT
@@ -88,6 +89,9 @@ class SoloPool(Pool):
         self._ident = threading.get_ident()
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="celeriac-watcher", daemon=True)
+        # As Celery's does: instruments begin with it.
+        _, hostname = self.options.get("initargs") or (None, None)
+        signals.worker_process_init.send(sender=hostname)
 
     def prepare(self, settings: Settings, orders: Orders) -> None:
         self._ident = threading.get_ident()
