@@ -161,3 +161,19 @@ def test_commands_that_are_nonsense_are_refused(send: Any, tasks: Any, start: St
     assert limited["worker@contract"]["error"] == "time limits are seconds, as numbers"
     assert consuming["worker@contract"]["error"] == "the name of a queue is a text"
     assert send("add", 1, 2).get(timeout=SOON) == 3
+
+
+def test_message_that_is_no_task_is_deleted_with_a_word(
+    tasks: Any, start: Start, engine: Engine
+) -> None:
+    worker = start("-c", "1")
+
+    with tasks.celery.connection_for_write() as connection:
+        producer = kombu.Producer(connection.channel())
+        odd = {"odd": {"__type__": "foo", "__value__": 1}}
+        producer.publish({}, routing_key="celery", headers=odd)
+        producer.publish({"no": "task"}, routing_key="celery")
+
+    worker.wait_for_log("Received and deleted unknown message.  Wrong destination?!?")
+    wait_until(lambda: engine.list_tasks() == [], SOON)
+    assert 'body: \'{"no": "task"}\'' in worker.log

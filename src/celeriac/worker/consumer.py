@@ -19,11 +19,12 @@ from typing import cast
 
 from celery import bootsteps
 from celery import Celery
+from celery import signals
 from celery.utils.log import get_logger
 from celery.utils.time import rate
-from celery.worker import consumer as stock
 from celery.worker import pidbox
 from celery.worker import state
+from celery.worker.consumer import consumer as stock
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.events import Events
 from celery.worker.request import Request
@@ -32,6 +33,7 @@ from celeriac.engines import Engine
 from celeriac.engines import EngineError
 from celeriac.engines import open_engine
 from celeriac.engines.base import Delivery
+from celeriac.engines.base import Outcome
 from celeriac.engines.base import TaskInfo
 from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
@@ -65,6 +67,8 @@ PICTURE = 2.0
 MAINTENANCE = 30.0
 #: Seconds between two looks for what expired in a queue where no worker can take it.
 EXPIRY = 2.0
+#: Seconds between two looks for messages that are no tasks.
+STRANGERS = 2.0
 #: Seconds between two looks for what runs and is to be terminated.
 TERMINATION = 1.0
 #: A chord complete for so long whose callback was not sent is taken up (seconds).
@@ -198,6 +202,7 @@ class Consumer(stock.Consumer):
             _Chore(CHORD, self._dispatch_chords),
             _Chore(EXPIRY, self.call_off),
             _Chore(TERMINATION, self.terminate_revoked),
+            _Chore(STRANGERS, self.refuse_strangers),
         ]
         redelivery.take_over()
         self.pool.prepare(settings, self._orders())
@@ -375,14 +380,29 @@ class Consumer(stock.Consumer):
         """
         claimed = self._claimed()
         self.terminated &= {info.task_id for info in claimed}
-        signals = self.engine.revocations([info.task_id for info in claimed]).signals
-        if not signals:
+        wanted = self.engine.revocations([info.task_id for info in claimed]).signals
+        if not wanted:
             return
         for request, activity in self._running(claimed):
-            signum = signals.get(request.id)
+            signum = wanted.get(request.id)
             if signum and request.id not in self.terminated and activity is not None:
                 self.terminated.add(request.id)
                 request.terminate(self.pool, signal=signum)
+
+    def refuse_strangers(self) -> None:
+        """Delete what is no task from the queues of tasks, as Celery's worker does."""
+        nameless = frozenset([""])
+        for delivery in self.engine.claim(self._queues(), 100, worker=self.id, tasks=nameless):
+            try:
+                self._report_stranger(delivery)
+            except Exception:  # Its headers are nonsense.
+                logger.exception("Received and deleted a message that can not be read")
+            self.engine.complete([Outcome(delivery)])
+
+    def _report_stranger(self, delivery: Delivery) -> None:
+        message = as_message(delivery, Envelope.unpack(delivery.envelope))
+        logger.warning(stock.UNKNOWN_FORMAT, self._message_report(delivery.body, message))
+        signals.task_rejected.send(sender=self, message=message, exc=None)
 
     # What others ask
 
@@ -439,9 +459,7 @@ class Consumer(stock.Consumer):
         """Return state and description of the tasks in our queues that nobody runs yet."""
         infos = self.engine.list_tasks(task_ids=list(task_ids), queues=self._queues())
         waiting = [(info, self._as_request(info)) for info in infos if info.status != "claimed"]
-        return {
-            info.task_id: (info.status, request.info()) for info, request in waiting if request
-        }
+        return {info.task_id: (info.status, request.info()) for info, request in waiting if request}
 
     def _refresh_totals(self) -> None:
         assert self._settings is not None
