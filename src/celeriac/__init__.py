@@ -29,7 +29,7 @@ it, for application factories. Everything else is Celery.
 #   dependents.py   what can never run because something before it failed
 #   beat.py         schedules, kept by an engine
 #   redis.py        Celery's Redis result backend, that keeps no sender waiting
-#   replacement.py  what replaces a task, in the task's place
+#   replacement.py  the place of a signature in a canvas, where Celery loses it
 #   worker/         claim, run, complete; what happens when a worker dies
 #   explain.py      why a task is not running, and what mends it
 #   collect.py      what a finishing task stores and sends, gathered into one commit
