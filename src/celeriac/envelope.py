@@ -12,11 +12,11 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
+from reprlib import Repr
 from time import time
 from typing import Any
 from typing import NamedTuple
 
-from celery.utils.saferepr import saferepr
 from kombu.compression import decompress
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import object_hook
@@ -27,6 +27,12 @@ from .engines.base import Message
 # 5.0 for the envelope of a small task.
 _encode = JSONEncoder().encode
 _decode = json.JSONDecoder(object_hook=object_hook).decode
+
+# How arguments look in logs and events. Celery's own saferepr() is not for this layer.
+_repr = Repr()
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = 100
+_repr.maxstring = _repr.maxother = 1024
+_shown = _repr.repr
 
 #: The highest priority that AMQP can express.
 MAX_PRIORITY = 255
@@ -96,7 +102,7 @@ def _from_protocol_1(envelope: Envelope, body: Any) -> tuple[Envelope, str] | No
         return None
     if not task.get("utc", True):
         headers |= {name: _with_offset(headers[name]) for name in ("eta", "expires")}
-    headers |= {"argsrepr": saferepr(args), "kwargsrepr": saferepr(kwargs)}
+    headers |= {"argsrepr": _shown(args), "kwargsrepr": _shown(kwargs)}
     embed = {name: task.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
     return envelope._replace(headers=headers), _encode([args, kwargs, embed])
 
