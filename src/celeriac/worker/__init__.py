@@ -1,10 +1,12 @@
 """The worker: Celery's own program, with our pool and our consumer.
 
 The life of a worker: Celery's :class:`~celery.worker.WorkController` starts a pool
-(:mod:`.pool`) and a consumer (:mod:`.consumer`). The consumer registers the worker and starts the
-pool's children (:mod:`.child`). Each child claims, runs and completes by itself
-(:mod:`.claimant`, :mod:`.request`, :mod:`.completion`), and writes on the board (:mod:`.board`)
-what it does. When one dies, :mod:`.redelivery` decides what becomes of what it held.
+(:mod:`.pool`: :mod:`.prefork`, :mod:`.thread`, :mod:`.gevent`, :mod:`.solo`) and a consumer
+(:mod:`.consumer`). The consumer registers the worker and starts the pool's children
+(:mod:`.child`, :mod:`.spawn`). Each child claims, runs and completes by itself (:mod:`.claimant`,
+:mod:`.request`, :mod:`.completion`), and writes on the board (:mod:`.board`) what it does. The
+parent keeps their time limits (:mod:`.fence`). When one dies, :mod:`.redelivery` decides what
+becomes of what it held.
 """
 
 from __future__ import annotations
