@@ -125,6 +125,17 @@ def redis_url(redis_server: str) -> Iterator[str]:
         client.flushall()
 
 
+@pytest.fixture(scope="module")
+def module_redis_url(redis_server: str) -> Iterator[str]:
+    """Return the URL of a Redis database that is empty when a module's tests begin, and after."""
+    import redis
+
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+        yield redis_server
+        client.flushall()
+
+
 @pytest.fixture(scope="session")
 def amqp_url() -> str:
     """Return the URL of a RabbitMQ, which is shared: use ``queue_name``, and delete it."""

@@ -80,10 +80,13 @@ class Side:
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Iterator[list[Side]]:
+def sides(tmp_path_factory: pytest.TempPathFactory, module_redis_url: str) -> Iterator[list[Side]]:
     """Return ours and theirs, with all kinds of tasks done, one running and one of tomorrow."""
     folder = tmp_path_factory.mktemp("control")
-    urls = {"ours": f"sqlite:///{folder}/queue.sqlite3?durability=normal", "theirs": redis_server}
+    urls = {
+        "ours": f"sqlite:///{folder}/queue.sqlite3?durability=normal",
+        "theirs": module_redis_url,
+    }
     made = []
     for name, url in urls.items():
         (folder / name).mkdir()

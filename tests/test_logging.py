@@ -74,13 +74,15 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Iterator[dict[str, Case]]:
+def cases(
+    tmp_path_factory: pytest.TempPathFactory, module_redis_url: str
+) -> Iterator[dict[str, Case]]:
     """Start one worker of each kind, all at once."""
     folder = tmp_path_factory.mktemp("logging")
     made = {
         "root": Case(folder / "root", "root"),
         "threads": Case(folder / "threads", "root", "-P", "threads"),
-        "redis": Case(folder / "redis", "root", "-l", "INFO", url=redis_server),
+        "redis": Case(folder / "redis", "root", "-l", "INFO", url=module_redis_url),
         "quiet": Case(folder / "quiet", "root", "-P", "threads", "-l", "WARNING"),
         "nothing": Case(folder / "nothing", "nothing", "-l", "INFO"),
         "flask": Case(folder / "flask", "flask", "-l", "INFO"),

@@ -20,8 +20,10 @@ _VARYING = {
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_same_spans_and_metrics_as_on_redis(pool: str, tmp_path: Path, redis_server: str) -> None:
-    records = record_both(tmp_path, "telemetry", pool, redis_server)
+def test_same_spans_and_metrics_as_on_redis(
+    pool: str, tmp_path: Path, module_redis_url: str
+) -> None:
+    records = record_both(tmp_path, "telemetry", pool, module_redis_url)
     ours, theirs = records["sqlite"], records["redis"]
 
     assert spans(ours) == spans(theirs)

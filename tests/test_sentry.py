@@ -15,9 +15,9 @@ from instrument_runs import Records
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_same_spans_errors_and_check_ins_as_on_redis(
-    pool: str, tmp_path: Path, redis_server: str
+    pool: str, tmp_path: Path, module_redis_url: str
 ) -> None:
-    records = record_both(tmp_path, "sentry", pool, redis_server)
+    records = record_both(tmp_path, "sentry", pool, module_redis_url)
     ours, theirs = (Seen(records[name]) for name in ("sqlite", "redis"))
 
     assert lines(ours.transactions()) == lines(theirs.transactions())
