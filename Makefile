@@ -4,6 +4,7 @@
 #   make test-all    the tests on every Python found, and with the lowest Celery and Flask
 #   make faults      kill workers at random and check what was promised; FAULTS holds options
 #   make power       cut the power, simulated, and look for what was confirmed; POWER holds options
+#   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
 #   make bench       the benchmarks; BENCH holds their options
 #   make format      put source in form
@@ -12,9 +13,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Options for the programs below: `make tests PYTEST=-x`, `make bench BENCH=--help`.
+# Options for the programs below: `make tests PYTEST=-x`, `make bench BENCH=--help`,
+# `make upstream UPSTREAM="-k chord"`.
 PYTEST ?=
 BENCH ?=
+UPSTREAM ?=
 FAULTS ?=
 POWER ?=
 
@@ -47,6 +50,9 @@ faults: $(VENV)/.installed
 power: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m power $(POWER)
 
+upstream: $(VENV)/.installed
+	$(BIN)/python -m tests.upstream $(UPSTREAM)
+
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(if $(ONCE),--once)
 
@@ -75,6 +81,8 @@ lock: $(VENV)/.installed
 	$(LOCK) pyproject.toml --extra redis --group dev --output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra redis --group tests requirements/tests-min.in \
 		--output-file requirements/tests-min.txt
+	$(LOCK) pyproject.toml --extra redis requirements/upstream.in \
+		--output-file requirements/upstream.txt
 
 clean:
 	rm -rf $(VENV) .venvs docs/_build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
