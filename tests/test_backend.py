@@ -410,6 +410,34 @@ def test_messages_are_collected_once_the_task_closes(app: Celery, engine: Engine
     assert [message.task_id for message in collector.messages] == ["next"]
 
 
+def test_callbacks_of_a_task_whose_result_can_not_be_stored_are_dropped(
+    app: Celery, backend: EngineBackend, engine: Engine
+) -> None:
+    with collecting(Collector(engine, "id", closing=True)) as collector:
+        app.send_task("proj.next", task_id="next")
+        app.send_task("proj.again", task_id="id")
+        backend.mark_as_failure("id", ValueError())
+        app.send_task("proj.on_error", task_id="errback")
+
+    assert [message.task_id for message in collector.messages] == ["id", "errback"]
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_size_of_a_chord_goes_with_its_messages(
+    app: Celery, backend: EngineBackend, engine: Engine, compression: str | None
+) -> None:
+    app.conf.task_compression = compression
+    with collecting(Collector(engine, "id", closing=True)) as collector:
+        chord([app.signature("proj.add", app=app)] * 2, app.signature("proj.total"), app=app)()
+        ((group_id, size),) = collector.sizes
+        backend.set_chord_size("of no chord", 3)
+
+    assert size == 2
+    # What is compressed can not be searched: rather one too many than one too few.
+    others = [("of no chord", 3)] if compression else []
+    assert collector.collected[3] == [(group_id, 2), *others]
+
+
 def test_collector_of_another_engine_is_none_of_ours(
     app: Celery, backend: EngineBackend, queue_url: str
 ) -> None:
