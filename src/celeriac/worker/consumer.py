@@ -156,8 +156,6 @@ class Consumer(stock.Consumer):
 
     app: Celery
     pool: Pool
-    #: Workers need not elect one of them: they meet in the store.
-    gossip = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.loop = self._loop
