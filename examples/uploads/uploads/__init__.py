@@ -43,7 +43,6 @@ def _configure(app: Flask) -> None:
                     "schedule": crontab(hour=0, minute=5),
                 }
             },
-            "beat_schedule_filename": os.path.join(app.instance_path, "celerybeat-schedule"),
         },
     )
     # FLASK_MAIL_PORT=2525, FLASK_CELERY__BROKER_URL=redis://localhost, …
