@@ -11,14 +11,15 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from celeriac import coroutines
 
-#: Modules whose locks a thread would keep for ever if it were interrupted while it takes them,
-#: and Celery's signals, whose receivers' errors nobody hears of.
-_NOT_INSIDE = ("logging", "importlib", "threading", "celery.utils.dispatch")
+#: Modules whose locks a thread would keep for ever if it were interrupted while it takes them;
+#: Celery's signals, whose receivers' errors nobody hears of, and its handlers of a shutdown.
+_NOT_INSIDE = ("logging", "importlib", "threading", "celery.utils.dispatch", "celery.apps")
 
 
 class Abandoned(BaseException):
@@ -95,7 +96,12 @@ def interrupt(ident: int, exc: type[BaseException]) -> None:
 
 def is_safe(ident: int) -> bool:
     """Say whether a thread may be interrupted: it is in the task's code and holds no lock."""
-    frame = innermost = sys._current_frames().get(ident)
+    return is_in_task(sys._current_frames().get(ident))
+
+
+def is_in_task(frame: FrameType | None) -> bool:
+    """Say whether a frame is in the task's code, and in nobody else's that it called."""
+    innermost = frame
     while frame is not None:
         name: str = frame.f_globals.get("__name__", "")
         if name == "celery.app.trace":

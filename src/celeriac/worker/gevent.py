@@ -61,3 +61,18 @@ class GeventPool(ThreadPool):
     is_green = True
     task_join_will_block = False
     child_class = _GreenletChild
+
+    # Celery's handler of a signal runs in the hub, where nothing can wait. When it asks for a
+    # cold shutdown, the worker's own greenlet terminates the pool afterwards.
+
+    def finish(self, timeout: float) -> None:
+        if not _is_in_hub():
+            super().finish(timeout)
+
+    def on_stop(self) -> None:
+        if not _is_in_hub():
+            super().on_stop()
+
+
+def _is_in_hub() -> bool:
+    return gevent.getcurrent() is gevent.get_hub()

@@ -24,6 +24,7 @@ from .child import Settings
 from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
 from .fence import Abandoned
+from .fence import is_in_task
 from .pool import Child
 from .pool import LOOK_IDLE
 from .pool import Pool
@@ -59,6 +60,10 @@ class _Itself(ThreadChild):
 
     def why_dead(self) -> str | None:
         return super().why_dead() if self._reason else None
+
+    def insist_again(self) -> None:
+        """Let :meth:`insist` not wait: this was a bad moment."""
+        self._insisted = 0.0
 
     def take_wanted(self) -> type[BaseException] | None:
         """Return what the signal that just arrived is to raise, unless it comes too late."""
@@ -109,9 +114,6 @@ class SoloPool(Pool):
     def finish(self, timeout: float) -> None:
         """Nothing to wait for: whoever calls this has interrupted the task."""
 
-    def end_running(self, reason: str) -> None:
-        """Nothing to end: whoever calls this has interrupted the task."""
-
     def tick(self) -> float:
         if self._itself is None or self._itself.claimant.fence.taken:
             with self._lock:
@@ -127,6 +129,10 @@ class SoloPool(Pool):
         return 0.0
 
     def on_stop(self) -> None:
+        if self._itself is not None and self._itself.alive:
+            # Called in the middle of a task, which is to end: by a signal that asked for a cold
+            # shutdown. What remains is done when the task was interrupted.
+            return
         self._end_watch()
         self.orders = stopping(self.orders)
         itself, self._itself = self._itself, None
@@ -186,7 +192,9 @@ class SoloPool(Pool):
                     previous(signum, frame)
                 return
             wanted = itself.take_wanted()
-            if wanted is not None:
+            if wanted is Abandoned and not is_in_task(frame):
+                itself.insist_again()
+            elif wanted is not None:
                 raise wanted
 
         signal.signal(SIG_SOFT_LIMIT, interrupt)
