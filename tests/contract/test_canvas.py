@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import celery
 import pytest
 from celery import chain
 from celery import chord
@@ -46,7 +47,9 @@ def test_group_gives_all_results_in_order(tasks: Any) -> None:
     ]
 
 
-def test_saved_group_is_restored_by_its_id(tasks: Any) -> None:
+def test_saved_group_is_restored_by_its_id(tasks: Any, contract: Any) -> None:
+    if contract.broker != "sqlite" and celery.VERSION < (5, 7):
+        pytest.skip("Celery does not hear of results that this process waits for already")
     saved = group(tasks.add.s(i, 1) for i in range(3)).delay()
     saved.save()
 
