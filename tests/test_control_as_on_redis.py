@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
+import celery
 import pytest
 from celery.worker.control import Panel
 from contracts import Contract
@@ -18,6 +19,7 @@ from waiting import wait_until
 
 SOON = 10
 NAME = "worker@contract"
+SINCE_5_7 = tuple(map(int, celery.__version__.split(".")[:2])) >= (5, 7)
 
 
 class Side:
@@ -61,7 +63,11 @@ class Side:
         """Return the kinds of events heard, or of one task."""
         task_id = self.results[label].id if label else None
         return sorted(
-            each["type"] for each in self.heard if task_id is None or each.get("uuid") == task_id
+            each["type"]
+            for each in self.heard
+            if task_id is None or each.get("uuid") == task_id
+            # What expires before it is due, no worker of ours has to receive.
+            if (label, each["type"]) != ("expiring", "task-received")
         )
 
     def ask(self, command: str, arguments: dict[str, Any]) -> Any:
@@ -189,6 +195,8 @@ def test_no_command_is_forgotten() -> None:
 def test_answer_is_that_on_redis(command: str, sides: list[Side]) -> None:
     ours, theirs = (answer(side, command, COMMANDS[command]) for side in sides)
 
+    if command == "query_task" and not SINCE_5_7:
+        ours.pop("future")  # Celery's worker did not find it.
     assert ours == theirs
 
 
@@ -218,8 +226,11 @@ def answer(side: Side, command: str, arguments: dict[str, Any]) -> Any:
     told = side.ask(command, {name: named(value) for name, value in arguments.items()})
     if command in ("hello", "revoked"):
         # Celery's worker counts what expired among what was revoked; ours has it from the store.
-        revoked = told["revoked"] if command == "hello" else told
-        revoked[:] = [task_id for task_id in revoked if task_id != ids["expiring"]]
+        expired = ids["expiring"]
+        if command == "hello":
+            told["revoked"] = [task_id for task_id in told["revoked"] if task_id != expired]
+        else:
+            told = [task_id for task_id in told if task_id != expired]
     return shape(told, {task_id: label for label, task_id in ids.items()})
 
 
@@ -252,7 +263,9 @@ def shape(value: Any, labels: dict[str, str]) -> Any:
 
 # Events
 
-LABELS = ("succeeding", "failing", "retrying", "rejecting", "expiring", "ended")
+LABELS = ["succeeding", "failing", "retrying", "expiring", "ended"]
+if SINCE_5_7:  # Before, nobody heard any more of a task that rejected its message.
+    LABELS.append("rejecting")
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -260,8 +273,8 @@ def test_events_of_a_task_are_those_on_redis(label: str, sides: list[Side]) -> N
     ours, theirs = (dict(events(side, label)) for side in sides)
 
     assert sides[0].kinds(label) == sides[1].kinds(label)
-    for kind, fields in ours.items():
-        assert fields == theirs[kind], kind
+    for kind in sides[0].kinds(label):
+        assert ours[kind] == theirs[kind], kind
 
 
 def test_events_of_a_worker_are_those_on_redis(sides: list[Side]) -> None:
@@ -308,12 +321,12 @@ def picture(side: Side) -> dict[str, Any]:
         # Told of by two processes at once on Redis: either may be the last.
         if label != "retrying"
     }
-    del found["expiring"]["eta"]
+    del found["expiring"]
     del found["retrying"]["eta"]
     return {
         "tasks": found,
         "states": ended,
-        "worker": (worker.alive, worker.freq, worker.sw_ident, worker.status_string),
+        "worker": (worker.hostname, worker.freq, worker.sw_ident, worker.sw_ver),
         "types": sorted(state.task_types()),
     }
 

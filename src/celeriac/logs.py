@@ -104,8 +104,9 @@ class Logging(log.Logging):
             return
         # Only Flask's logger is configured: nobody would hear of the worker.
         color = self.supports_color(colorize, None)
+        datefmt = getattr(self, "datefmt", None)  # Since Celery 5.7.
         for logger in (celery, logging.getLogger("celeriac")):
-            self.setup_handlers(logger, None, self.format, color, datefmt=self.datefmt)
+            self.setup_handlers(logger, None, self.format, color, datefmt=datefmt)
             logger.setLevel(level)
         self.setup_task_loggers(level, None, colorize=colorize)
 
