@@ -186,15 +186,20 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
         return bool(getattr(task, "ignore_result", False) if ignored is None else ignored)
 
     def _call_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
-        # What goes wrong with an error callback does not change what became of the task.
-        try:
-            collector = collect.current(self.engine)
-            if collector is not None and any(map(self._runs_here, request.errbacks)):
-                # It, and whoever it tells, may look at the failure.
-                self.engine.store_results(collector.results)
-            self._call_task_errbacks(request, exc, traceback)
-        except Exception:
-            logger.exception("An error callback of %s could not be called", request.id)
+        called = request.errbacks
+        collector = collect.current(self.engine)
+        # One by one: before 5.7 Celery calls no more of them after one that fails.
+        for errback in called:
+            request.errbacks = [errback]
+            # What goes wrong with an error callback does not change what became of the task.
+            try:
+                if collector is not None and self._runs_here(errback):
+                    # It, and whoever it tells, may look at the failure.
+                    self.engine.store_results(collector.results)
+                self._call_task_errbacks(request, exc, traceback)
+            except Exception:
+                logger.exception("An error callback of %s could not be called", request.id)
+        request.errbacks = called
 
     def _runs_here(self, errback: Any) -> bool:
         """Say whether Celery calls an errback in this process instead of sending it."""
