@@ -63,6 +63,7 @@ def _run(plans: list[tuple[str, Plan]], kept: Path | None, stock: str = "") -> l
         ground = Ground(
             folder, stock, queue=f"canvas-{folder.stat().st_ino}" if stock else "celery"
         )
+        ground.with_deaths = any(ways_in(plan).keys() & DEATHS for _, plan in plans)
         worker = ground.start()
         reports: list[Report] = []
         try:
@@ -76,6 +77,7 @@ def _run(plans: list[tuple[str, Plan]], kept: Path | None, stock: str = "") -> l
                 print("; ".join(ground.leftovers()) or "nothing is left in the store")
         finally:
             worker.stop()
+            ground.close()
         return reports
 
 

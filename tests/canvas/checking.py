@@ -16,7 +16,6 @@ from collections import Counter
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -91,8 +90,13 @@ class Ground:
         }
         self.program = self._load()
         self.app: Any = self.program.celery
+        #: Whether processes are killed while canvases run.
+        self.with_deaths = False
         #: How many ids there were that no message names, so that nothing can ever end them.
         self.phantoms = 0
+        self._texts: list[str] = []
+        # Before Celery 5.7 an app asks only once who wants to hear of this.
+        before_task_publish.connect(self._note)
 
     def start(self) -> Program:
         """Start the worker, and return it ready."""
@@ -115,12 +119,21 @@ class Ground:
         """Return, in words, what is in the store though all has ended."""
         found = []
         with closing(sqlite3.connect(self.folder / "queue.sqlite3")) as db:
-            for name in ("celeriac_tasks", "celeriac_chords", "celeriac_chord_parts"):
+            # Celery tells a size of some groups that are no chords; nothing ever counts in them.
+            for name in ("celeriac_tasks", "celeriac_chords WHERE done", "celeriac_chord_parts"):
                 (count,) = db.execute(f"SELECT count(*) FROM {name}").fetchone()
                 found += [f"{count} rows are left in {name}"] if count else []
         if "chord_unlock[" in (self.folder / "worker.log").read_text(errors="replace"):
             found.append("a celery.chord_unlock was received")
         return found
+
+    def close(self) -> None:
+        """Listen no more."""
+        before_task_publish.disconnect(self._note)
+        self.app.close()
+
+    def _note(self, body: Any = None, headers: Any = None, **kwargs: Any) -> None:
+        self._texts.append(json.dumps([body, headers], default=str))
 
     def _load(self) -> ModuleType:
         os.environ.update({k: v for k, v in self.env.items() if k.startswith("CANVAS_")})
@@ -142,10 +155,9 @@ class Ground:
         signature = build(_moved(plan, base), self.app, revoked)
         for task_id in revoked:
             self.app.control.revoke(task_id)
-        sent: list[str] = []
-        with _published(sent):
-            result = signature.apply_async()
-        text = "".join(sent)
+        self._texts.clear()
+        result = signature.apply_async()
+        text = "".join(self._texts)
         # Celery gives some tasks two ids, and tells the one that it does not use.
         ids = {task_id for task_id in _ids(result) if task_id in text}
         self.phantoms += len(set(_ids(result)) - ids)
@@ -203,7 +215,8 @@ class Ground:
     def _judge(self, sent: Sent, journal: dict[int, list[Line]]) -> Report:
         lines = journal[int(sent.seed.rpartition(":")[2])]
         foreseen = foresee(sent.plan)
-        complaints = list(_miscounted(foreseen, lines))
+        # A process that dies takes what its other tasks did in the last milliseconds with it.
+        complaints = [] if self.with_deaths else list(_miscounted(foreseen, lines))
         ignored = {line.task_id for line in lines if line.key in foreseen.ignored}
         metas = self._metas(sent.ids)
         ended = [line.at for line in lines if line.what in ("ran", "ended")]
@@ -220,7 +233,9 @@ class Ground:
         outcome = self._outcome(sent) if is_over and is_whole else None
         if outcome is None and is_whole and not ignored:
             complaints.append("get() does not return")
-        if foreseen.end.broken:
+        if self.with_deaths:
+            pass
+        elif foreseen.end.broken:
             # Celery has a group of nothing succeed before it is sent.
             if outcome != [] and (isinstance(outcome, list) or outcome == foreseen.end.value):
                 complaints.append(f"it succeeded with {outcome}, but {foreseen.end.broken}")
@@ -278,20 +293,6 @@ def _ids(result: Any) -> Iterator[str]:
             stack.extend(list(node.results))
         elif isinstance(node, AsyncResult):
             yield node.id
-
-
-@contextmanager
-def _published(texts: list[str]) -> Iterator[None]:
-    """Note what is published meanwhile, as text."""
-
-    def note(body: Any = None, headers: Any = None, **kwargs: Any) -> None:
-        texts.append(json.dumps([body, headers], default=str))
-
-    before_task_publish.connect(note)
-    try:
-        yield
-    finally:
-        before_task_publish.disconnect(note)
 
 
 def _instant(text: str) -> float:

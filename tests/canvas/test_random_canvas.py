@@ -28,7 +28,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     finally:
         worker.stop()
         LASTING.discard(worker.pid)
-        made.app.close()
+        made.close()
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     ids=["fixed seed", "with deaths", "another seed each time"],
 )
 def test_everything_ends(ground: Ground, seed: str, count: int, ways: dict[str, int]) -> None:
+    ground.with_deaths = ways is not WAYS
     plans = [(f"{seed}:{n}", Generator(f"{seed}:{n}", ways).plan()) for n in range(count)]
 
     reports = ground.run(plans)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
+import celery
 import pytest
 from celery import chain
 from celery import chord
@@ -153,6 +154,8 @@ def test_steps_after_one_that_called_itself_off_are_revoked(tasks: Any) -> None:
 
 
 def test_result_that_can_not_be_stored_sends_no_next_step(tasks: Any, contract: Any) -> None:
+    if celery.VERSION < (5, 7):
+        pytest.skip("before 5.7 the next step is published on its own, before the result")
     key = contract.new_key()
 
     result = chain(tasks.unstorable.si(), tasks.note.si(key)).delay()
