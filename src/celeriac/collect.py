@@ -45,7 +45,7 @@ class Collector:
         self,
     ) -> tuple[list[Result], list[Message], list[ChordPart], list[tuple[str, int]]]:
         """All that was gathered, in the order of :class:`~celeriac.engines.base.Outcome`."""
-        sizes = [size for size in self.sizes if self._sends_chord(size[0])]
+        sizes = self.sizes and [size for size in self.sizes if self._sends_chord(size[0])]
         return self.results, self.messages, self.parts, sizes
 
     def _sends_chord(self, group_id: str) -> bool:
