@@ -17,6 +17,7 @@ from celery.bin.celery import celery as celery_program
 from flask import Flask
 from programs import Program
 from programs import run
+from upstream import known
 
 import celeriac
 from celeriac import exceptions
@@ -253,6 +254,13 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def test_deaths_are_told_by_the_module_that_deals_with_them() -> None:
     assert ".. automodule:: celeriac.worker.redelivery\n" in page("guarantees")
+
+
+def test_what_is_left_out_of_celerys_suite_is_listed() -> None:
+    listed = re.findall(r"^`(test_\S+::\S+)`\n    (.*)$", page("upstream"), re.MULTILINE)
+
+    assert dict(listed) == known.NOT_APPLICABLE
+    assert all(f"`{name.removesuffix('.py')}`" in page("upstream") for name in known.PROMISED)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=NAMES)

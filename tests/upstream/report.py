@@ -40,8 +40,8 @@ class Comparison:
 
     def _table(self) -> Iterator[str]:
         titles = [f"{column.title:^32}" for column in self._columns]
-        yield f"{'':28} {'  '.join(titles)}".rstrip()
-        yield f"{'':28} {'  '.join([_row(OUTCOMES)] * 2)}"
+        yield f"{'':38} {'  '.join(titles)}".rstrip()
+        yield f"{'':38} {'  '.join([_row(OUTCOMES)] * 2)}"
         files = {known.file_of(name) for name in (*self._redis, *self._sqlite)}
         for file in sorted(files):
             yield self._line(file.removesuffix(".py"), {file})
@@ -54,7 +54,7 @@ class Comparison:
             here = (each for name, each in outcomes.items() if known.file_of(name) in files)
             counts = Counter(each.outcome for each in here)
             rows.append(_row(counts[outcome] for outcome in OUTCOMES))
-        return f"{title[:28]:28} {'  '.join(rows)}"
+        return f"{title:38} {'  '.join(rows)}"
 
     def _differences(self) -> Iterator[str]:
         names = [
