@@ -30,13 +30,16 @@ Start = Callable[..., Program]
 def test_limits_of_the_worker_hold_for_all_its_tasks(
     tasks: Any, contract: Contract, start: Start, pool: str
 ) -> None:
-    start("-P", pool, "-c", "1", "--time-limit", "0.8", "--soft-time-limit", "0.3")
+    worker = start("-P", pool, "-c", "1", "--time-limit", "0.8", "--soft-time-limit", "0.3")
 
+    softened = tasks.looping.delay(10)
     with pytest.raises(SoftTimeLimitExceeded):
-        tasks.looping.delay(10).get(timeout=SOON)
+        softened.get(timeout=SOON)
     with pytest.raises(TimeLimitExceeded, match=r"\(0\.8"):
         tasks.outliving.delay("key", 2.0).get(timeout=SOON)
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
+    name = f"{tasks.looping.name}[{softened.id}]"
+    assert f"Soft time limit (0.3s) exceeded for {name}\n" in worker.log
 
 
 def test_thread_that_computes_in_c_is_replaced_and_the_worker_still_stops(

@@ -309,10 +309,25 @@ class Pool(BasePool):
             seconds = activity.hard_deadline - activity.began
             self._end(slot, activity, signal.SIGKILL, f"time limit {seconds:g}")
         elif activity.soft_deadline and now > activity.soft_deadline != child.soft_sent:
-            if activity.started and child.soften(activity.started[-1]):
+            if not activity.started:
+                return
+            tag = activity.started[-1]
+            name = self._name(slot, tag)  # Before the task can end because of it.
+            if child.soften(tag):
                 child.soft_sent = activity.soft_deadline
                 seconds = activity.soft_deadline - activity.began
-                logger.warning("Soft time limit (%gs) exceeded", seconds)
+                logger.warning("Soft time limit (%gs) exceeded for %s", seconds, name)
+
+    def _name(self, slot: int, tag: int) -> str:
+        """Return the name and the id of a task that a slot holds, for the log."""
+        settings = self.ready()
+        try:
+            held = settings.engine.lost(settings.worker_id, slot)
+        except EngineError as exc:
+            self._tell_once("What a child holds could not be read: %s", exc)
+            held = []
+        names = [f"{d.task}[{d.task_id}]" for d, *_ in held if d.tag == tag]
+        return names[0] if names else "a task"
 
     def _soften(self, slot: int, activity: Activity) -> None:
         tag = self._softening[slot]
