@@ -127,6 +127,21 @@ def test_worker_on_another_queue(
     )
 
 
+def test_worker_that_is_told_to_consume_nothing(
+    app: Celery, engine: Engine, explain: Callable[[str], Explanation]
+) -> None:
+    send(app)
+    engine.register(Worker("w0", "worker@host", os.getpid(), [], ("proj.add",)))
+
+    explanation = str(explain("id"))
+    engine.deregister("w0")
+
+    assert explanation == (
+        "0 of 1 live workers consume queue `celery`, where task proj.add[id] waits. Start one "
+        "with: celery -A proj.celery worker"
+    )
+
+
 def test_consumer_of_remote_control_is_no_worker(
     app: Celery, work: Callable[..., str], explain: Callable[[str], Explanation]
 ) -> None:

@@ -257,7 +257,9 @@ def _waiting(engine: Engine, info: TaskInfo) -> Explanation:
 
 
 def _runs_tasks(worker: Worker) -> bool:
-    return any(
+    """Say whether this is a worker, and not a connection for remote control or for events."""
+    # One that names tasks is ours, also while it is told to consume nothing.
+    return bool(worker.tasks) or any(
         not queue.endswith(_NO_TASKS[0]) and not queue.startswith(_NO_TASKS[1])
         for queue in worker.queues
     )
