@@ -130,6 +130,19 @@ def test_explaining_an_unknown_task_is_a_failure_to_the_shell(shop: Path) -> Non
     assert done.stdout.startswith("No task no-such-id is known here: ")
 
 
+def test_explaining_without_a_queue_file_names_the_command_and_no_password(shop: Path) -> None:
+    app = 'shop:create_app("amqp://me:secret@127.0.0.1//")'
+    command = [sys.executable, "-m", "flask", "--app", app, "celery", "explain", "an-id"]
+
+    done = run(command, cwd=shop, check=False)
+
+    assert done.returncode == 2
+    assert (
+        "Error: explain looks into a queue file, and the broker is amqp://me:**@127.0.0.1//. "
+        "Ask its workers instead: inspect query_task an-id\n"
+    ) in done.stderr
+
+
 @pytest.mark.parametrize("args", [("-A", "flat", "report"), ("report", "-A", "flat")])
 def test_both_orders_of_celery_4_and_5_are_understood(args: tuple[str, ...], shop: Path) -> None:
     assert "celeriac.sqlite3" in flask("celery", *args, cwd=shop)

@@ -11,6 +11,7 @@ from celery import signals
 from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
 from click.core import ParameterSource
+from kombu.utils.url import maybe_sanitize_url
 
 from .engines import is_engine_url
 from .engines import open_engine
@@ -78,7 +79,8 @@ def explain(ctx: click.Context, task_id: str) -> None:
         )
     if not is_engine_url(url):
         raise click.UsageError(
-            f"Only the queues of Celeriac's own engines can be asked, and the broker is {url}."
+            f"explain looks into a queue file, and the broker is {maybe_sanitize_url(url)}. "
+            f"Ask its workers instead: inspect query_task {task_id}"
         )
     # The backend knows by which command this app's worker is started.
     ask = getattr(app.backend, "explain", None) or partial(explain_task, open_engine(url))
