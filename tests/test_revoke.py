@@ -151,6 +151,22 @@ def test_late_task_that_is_terminated_does_not_run_again(tasks: Any, contract: C
     contract.let_go(key)
 
 
+def test_task_that_outlives_a_signal_is_ended_by_the_next(tasks: Any, contract: Contract) -> None:
+    if contract.pool != "prefork":
+        pytest.skip("Only processes hear signals.")
+    key = contract.new_key()
+    result = tasks.ignoring_term.delay(key, 60)
+    contract.wait_for("ignoring_term", key)
+    result.revoke(terminate=True)
+    inspect = tasks.celery.control.inspect(timeout=5, limit=1)
+    wait_until(lambda: result.id in str(inspect.revoked()), SOON)
+
+    result.revoke(terminate=True, signal="KILL")
+
+    wait_until(lambda: result.id not in str(inspect.active()), SOON)
+    assert result.state == "REVOKED"
+
+
 def test_abortable_task_hears_that_it_is_aborted(tasks: Any, contract: Contract) -> None:
     key = contract.new_key()
     result = tasks.abortable.delay(key)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
+from waiting import wait_until
 
 from celeriac.engines import open_engine
 from celeriac.engines.base import Worker
@@ -25,9 +31,12 @@ from celeriac.worker.claimant import Orders
 from celeriac.worker.fence import Abandoned
 from celeriac.worker.fence import Fence
 from celeriac.worker.fence import interrupt
+from celeriac.worker.fence import is_at_a_lock
 from celeriac.worker.fence import is_safe
+from celeriac.worker.pool import Job
 from celeriac.worker.redelivery import Redelivery
 from celeriac.worker.request import Limits
+from celeriac.worker.thread import ThreadPool
 
 
 @pytest.fixture
@@ -213,3 +222,42 @@ def test_thread_is_not_interrupted_outside_of_tasks() -> None:
     done.set()
     thread.join()
     assert not is_safe(thread.ident or 0)
+
+
+def test_thread_is_not_interrupted_while_it_takes_a_lock_of_logging() -> None:
+    handler = logging.StreamHandler(io.StringIO())
+    assert handler.lock is not None
+    handler.lock.acquire()
+    record = logging.makeLogRecord({"msg": "from a task"})
+    thread = threading.Thread(target=handler.handle, args=(record,))
+    thread.start()
+    try:
+        # An exception would be raised when it has the lock, and before it is sure to give it up.
+        wait_until(lambda: is_at_a_lock(thread.ident or 0), 5)
+    finally:
+        handler.lock.release()
+        thread.join()
+    assert not is_at_a_lock(thread.ident or 0)
+
+
+def test_signal_for_a_task_that_ended_meanwhile_spares_the_next(board: Board) -> None:
+    pool = ThreadPool(1)
+    ended: list[tuple[int, int]] = []
+
+    class Child:
+        def end(self, tag: int, signum: int, reason: str) -> None:
+            ended.append((tag, signum))
+
+    pool.settings = cast("Settings", SimpleNamespace(board=board))
+    pool._children = {0: Child()}
+    begin(board, 7)
+    seen = Job.of(board.read(0))
+    board.end(0, "add")
+    board.recorded(0, 1)
+    begin(board, 8)
+
+    pool.terminate_job(seen, signal.SIGTERM)
+    assert ended == []
+
+    pool.terminate_job(Job.of(board.read(0)), signal.SIGTERM)
+    assert ended == [(8, signal.SIGTERM)]

@@ -252,6 +252,14 @@ def deaf() -> None:
             pass
 
 
+@celery.task
+def ignoring_term(key: str, seconds: float) -> None:
+    """Outlive SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    journal("ignoring_term", key)
+    time.sleep(seconds)
+
+
 @celery.task(rate_limit="10/s")
 def limited() -> float:
     return time.time()

@@ -47,6 +47,7 @@ from .child import make_requests
 from .child import Settings
 from .claimant import Orders
 from .control import handlers
+from .pool import Job
 from .pool import Pool
 from .redelivery import board_path
 from .redelivery import COLD_SHUTDOWN
@@ -448,7 +449,7 @@ class Consumer(stock.Consumer):
                 continue
             activity = running.get(info.tag)
             if activity is not None:
-                request.worker_pid = activity.pid
+                request.worker_pid = Job.of(activity)
                 request.time_start = time.time() - (time.monotonic() - activity.began)
                 request.acknowledged = not request.task.acks_late
             yield request, activity

@@ -20,6 +20,10 @@ from celeriac import coroutines
 #: Modules whose locks a thread would keep for ever if it were interrupted while it takes them;
 #: Celery's signals, whose receivers' errors nobody hears of, and its handlers of a shutdown.
 _NOT_INSIDE = ("logging", "importlib", "threading", "celery.utils.dispatch", "celery.apps")
+#: What takes locks there, or gives them up. Interrupted in one of these, it would keep the lock.
+_LOCKING = frozenset(
+    {"acquire", "release", "__enter__", "__exit__", "_acquireLock", "_releaseLock"}
+)
 
 
 class Abandoned(BaseException):
@@ -97,6 +101,20 @@ def interrupt(ident: int, exc: type[BaseException]) -> None:
 def is_safe(ident: int) -> bool:
     """Say whether a thread may be interrupted: it is in the task's code and holds no lock."""
     return is_in_task(sys._current_frames().get(ident))
+
+
+def is_at_a_lock(ident: int) -> bool:
+    """Say whether a thread may just have taken a lock that nobody would ever give up."""
+    return takes_lock(sys._current_frames().get(ident))
+
+
+def takes_lock(frame: FrameType | None) -> bool:
+    """Say whether a frame takes a lock, or gives one up, by a function written in Python."""
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_NOT_INSIDE):
+        if frame.f_code.co_name in _LOCKING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_in_task(frame: FrameType | None) -> bool:

@@ -70,6 +70,19 @@ class Child(Protocol):
         """Forget it. Until then what names it stays its own."""
 
 
+class Job(int):
+    """A child's number, as Celery's request keeps it, with the delivery that it runs."""
+
+    tag: int
+
+    @classmethod
+    def of(cls, activity: Activity) -> Job:
+        """Return the number of the child that was seen doing this."""
+        job = cls(activity.pid)
+        job.tag = activity.started[-1]
+        return job
+
+
 class Pool(BasePool):
     """What the pools have in common.
 
@@ -180,6 +193,8 @@ class Pool(BasePool):
         for slot, activity in self.activities():
             if activity.pid != pid or not activity.running:
                 continue
+            if isinstance(pid, Job) and activity.started[-1:] != (pid.tag,):
+                continue  # It ended meanwhile, and the next one is not meant.
             if signum == SIG_SOFT_LIMIT:
                 self._softening[slot] = activity.started[-1]
                 self.ready().board.soften(slot, activity.started[-1])

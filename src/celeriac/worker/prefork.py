@@ -15,18 +15,23 @@ from typing import Any
 import billiard
 from celery.worker import state
 
+from .board import Activity
 from .child import encode_orders
 from .child import run_child
 from .child import Settings
 from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
 from .pool import Pool
+from .pool import SETTLE
 from .pool import stopping
 from .redelivery import COLD_SHUTDOWN
 from .spawn import Inherited
 from .spawn import Luggage
 from .spawn import NO_APP
 from .spawn import run_spawned
+
+#: How long a process that is to end may take to record what it ended before (seconds).
+PATIENCE = 0.05
 
 
 class _Process:
@@ -54,8 +59,8 @@ class _Process:
         self._process.start()
         os.close(reading)
         self.pid: int = self._process.pid
-        #: Why the parent ended it, for the error that users see.
-        self.reason = ""
+        #: Why the parent ended it, by the signals that it sent; for the error that users see.
+        self._reasons: dict[int, str] = {}
         self.soft_sent = 0.0
         self._code: int | None = None
 
@@ -78,7 +83,7 @@ class _Process:
         return True
 
     def end(self, tag: int, signum: int, reason: str) -> None:
-        self.reason = self.reason or reason
+        self._reasons.setdefault(signum, reason)
         self._send(signum)
 
     def why_dead(self) -> str | None:
@@ -97,10 +102,11 @@ class _Process:
         os.close(self._pipe)
 
     def _why(self, code: int) -> str:
-        signum = self.reason.removeprefix("terminated ")
-        if signum != self.reason and code != -int(signum):
-            return _exit_text(code)  # It outlived the signal, and died of something else.
-        return self.reason or _exit_text(code)
+        if -code in self._reasons:
+            return self._reasons[-code]
+        # One that was terminated outlived the signal, and died of something else.
+        others = [why for why in self._reasons.values() if not why.startswith("terminated ")]
+        return others[0] if others else _exit_text(code)
 
     def _send(self, signum: int) -> None:
         try:
@@ -142,6 +148,21 @@ class ProcessPool(Pool):
     def _child_class(self) -> type[_Process]:
         is_asked_for = not self.forking_enable or billiard.get_start_method() != "fork"
         return _SpawnedProcess if is_asked_for else _Process
+
+    def _end(self, slot: int, activity: Activity, signum: int, reason: str) -> None:
+        """End the process, unless its task ended meanwhile: the next one is not meant.
+
+        What it ended before, and records at this moment, is waited for a little.
+        """
+        board = self.ready().board
+        board.halt(slot, activity.batch)
+        deadline = time.monotonic() + PATIENCE
+        time.sleep(SETTLE)
+        while (seen := board.read(slot)).running and seen.started[-1:] == activity.started[-1:]:
+            if len(seen.started) <= 1 or time.monotonic() > deadline:
+                super()._end(slot, seen, signum, reason)
+                return
+            time.sleep(SETTLE)
 
     def on_terminate(self) -> None:
         self.limit = 0

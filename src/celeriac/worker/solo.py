@@ -25,6 +25,7 @@ from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
 from .fence import Abandoned
 from .fence import is_in_task
+from .fence import takes_lock
 from .pool import Child
 from .pool import LOOK_IDLE
 from .pool import Pool
@@ -42,6 +43,8 @@ class _Itself(ThreadChild):
 
     #: What the signal is to raise.
     wanted: type[BaseException] | None = None
+    #: What came at a moment in which the task took a lock.
+    postponed: type[BaseException] | None = None
     #: Whether it got out of a task that was given up.
     through = False
 
@@ -64,6 +67,12 @@ class _Itself(ThreadChild):
     def insist_again(self) -> None:
         """Let :meth:`insist` not wait: this was a bad moment."""
         self._insisted = 0.0
+
+    def resume(self) -> None:
+        """Interrupt again what could not be interrupted a moment ago."""
+        postponed, self.postponed = self.postponed, None
+        if postponed is not None:
+            self._interrupt(postponed)
 
     def take_wanted(self) -> type[BaseException] | None:
         """Return what the signal that just arrived is to raise, unless it comes too late."""
@@ -167,7 +176,10 @@ class SoloPool(Pool):
 
     def _insist(self) -> None:
         itself = self._itself
-        if itself is not None and itself.alive and itself.insist() and itself.remark():
+        if itself is None:
+            return
+        itself.resume()
+        if itself.alive and itself.insist() and itself.remark():
             logger.error(
                 "The worker waits for a task that was given up, and does not return to Python. "
                 "It runs no other until then; -P prefork can kill such a task."
@@ -194,6 +206,8 @@ class SoloPool(Pool):
             wanted = itself.take_wanted()
             if wanted is Abandoned and not is_in_task(frame):
                 itself.insist_again()
+            elif wanted is not None and takes_lock(frame):
+                itself.postponed = wanted
             elif wanted is not None:
                 raise wanted
 

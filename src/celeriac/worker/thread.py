@@ -134,7 +134,10 @@ class ThreadChild:
         now = time.monotonic()
         if self._wanted[0] != tag:
             self._wanted = (tag, now)
-        return self._is_interruptible() or now - self._wanted[1] > PATIENCE
+        if self._is_interruptible():
+            return True
+        is_long_ago = now - self._wanted[1] > PATIENCE
+        return is_long_ago and not fence.is_at_a_lock(self._thread.ident or 0)
 
     def _is_interruptible(self) -> bool:
         return fence.is_safe(self._thread.ident or 0)
