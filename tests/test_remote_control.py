@@ -362,10 +362,13 @@ def test_celery_events_with_a_camera(contract: Contract, tasks: Any) -> None:
     try:
         assert told(tasks.celery.control, "enable_events")
 
+        sent: list[str] = []
+
         def is_seen() -> bool:
             result = tasks.add.delay(1, 2)
             result.get(timeout=SOON)
-            return f"seen {result.id} SUCCESS contract_program.add" in camera.log
+            sent.append(f"seen {result.id} SUCCESS contract_program.add")
+            return any(line in camera.log for line in sent)
 
         # Until the camera is ready, it sees nothing.
         wait_until(is_seen, 30, interval=0.5, message=lambda: f"a task in:\n{camera.log}")
