@@ -450,6 +450,24 @@ def test_explain_of_a_result(queue_url: str) -> None:
     celery.close()
 
 
+def test_result_without_a_result_backend_says_what_to_set() -> None:
+    flask_app = Flask(__name__)
+    flask_app.config["CELERY_BROKER_URL"] = "memory://"
+    celery = make_celery(flask_app)
+    told = (
+        "No result backend is configured, so nothing is known of task id: set result_backend, "
+        "to the URL of the broker if that is Redis, to rpc:// for RabbitMQ."
+    )
+
+    result = celery.AsyncResult("id")
+
+    assert result.explain() == told
+    for look in (lambda: result.state, result.ready, result.wait, lambda: result.result):
+        with pytest.raises(NotImplementedError) as raised:
+            look()
+        assert str(raised.value) == told
+
+
 def test_explain_of_the_last_result_of_a_chain(queue_url: str) -> None:
     flask_app = Flask("proj")
     flask_app.config["CELERY"] = {"broker_url": queue_url}

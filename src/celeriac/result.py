@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from celery import states
+from celery.backends.base import DisabledBackend
 
 from . import stock
 from .engines import is_engine_url
@@ -28,9 +29,16 @@ class AsyncResult(stock.AsyncResult[T]):
             # for the task's own None.
             if self.ignored and hasattr(self.backend, "warn_ignored"):
                 self.backend.warn_ignored(self.id)
+            elif not self.ignored:
+                self._see_that_results_are_kept()
             return super().get(*args, **kwargs)
 
         wait = get
+
+        def _get_task_meta(self) -> Any:
+            # What `state`, `ready()` and all the others look at.
+            self._see_that_results_are_kept()
+            return super()._get_task_meta()
 
     def exists(self) -> bool:
         """Say whether the task is known, which one that is ``PENDING`` need not be.
@@ -48,6 +56,19 @@ class AsyncResult(stock.AsyncResult[T]):
         With a broker other than an engine of Celeriac's nothing is known but the state.
         """
         backend: Any = self.backend
+        if isinstance(backend, DisabledBackend):
+            return self._without_backend()
         if is_engine_url(self.app.conf.broker_url) and hasattr(backend, "explain_result"):
             return str(backend.explain_result(self, ignored=bool(self.ignored)))
         return f"Task {self.id} is {self.state}, which is all that its result backend tells."
+
+    def _see_that_results_are_kept(self) -> None:
+        # Celery's own errors do not say what to set, or are an AttributeError.
+        if isinstance(self.backend, DisabledBackend):
+            raise NotImplementedError(self._without_backend())
+
+    def _without_backend(self) -> str:
+        return (
+            f"No result backend is configured, so nothing is known of task {self.id}: set "
+            "result_backend, to the URL of the broker if that is Redis, to rpc:// for RabbitMQ."
+        )
