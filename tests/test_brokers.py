@@ -13,6 +13,7 @@ from typing import Any
 
 import kombu.pools
 import pytest
+from celery import group
 from flask import Flask
 from kombu import Connection
 from programs import Program
@@ -115,6 +116,20 @@ def test_eta_within_the_visibility_timeout_is_not_warned_of(
     long.tasks["visit"].apply_async(countdown=86400)
 
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("other", [None, "cache+memory://"])
+def test_only_with_our_backend_a_group_in_a_header_takes_its_id(
+    app: Callable[..., Celeriac], queue_url: str, other: str | None
+) -> None:
+    celery = app(queue_url, result_backend=other or queue_url)
+    step = group([celery.signature("visit")] * 2, app=celery).set(task_id="its own")
+    step.freeze(group_id="the header's", chord=celery.signature("visit"))
+
+    celery.amqp._retry_publish(step.clone)
+
+    # That on Redis would take the size of the group for that of the chord.
+    assert step.options["task_id"] == ("its own" if other else "the header's")
 
 
 PROGRAM = """

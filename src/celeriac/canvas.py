@@ -49,6 +49,7 @@ from .engines import Engine
 from .engines import is_engine_url
 from .engines import open_engine
 from .engines.base import ChordPart
+from .replacement import is_size_of_part
 
 logger = get_logger(__name__)
 
@@ -223,6 +224,8 @@ class CanvasBackend(_BaseBackend):  # type: ignore[misc]
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Say how many parts complete the chord. Celery knows once the last one is being sent."""
+        if is_size_of_part(group_id):
+            return
         collector = collect.current(self.engine)
         # Without its messages a chord would be left behind for ever.
         if collector is not None and collector.closing and self.is_broker():

@@ -19,6 +19,7 @@ from kombu.transport import get_transport_cls
 
 from . import collect
 from .brokers import CautiousSender
+from .canvas import CanvasBackend
 from .engines import Engine
 from .engines import EngineError
 from .engines import open_engine
@@ -27,7 +28,7 @@ from .engines.base import Message
 from .engines.base import Queue
 from .engines.base import unique
 from .envelope import Envelope
-from .replacement import count_outside
+from .replacement import counting_outside
 
 
 class AMQP(amqp.AMQP):
@@ -49,14 +50,16 @@ class AMQP(amqp.AMQP):
         function has returned: from here on all that is sent belongs to the outcome. Before 5.7
         callbacks are published on their own, just before the outcome is recorded.
         """
-        count_outside(getattr(publish, "__self__", None))
-        if not self.app.uses_engine:
-            return super()._retry_publish(publish, *args, **kwargs)
-        collector = collect.current(self.engine)
-        if collector is not None:
-            collector.closing = True
-        # Nothing to retry: what is collected here is sent when the outcome is recorded.
-        return publish(*args, **kwargs)
+        # Another backend takes the size of such a group for that of the chord.
+        is_ours = isinstance(self.app.backend, CanvasBackend)
+        with counting_outside(getattr(publish, "__self__", None) if is_ours else None):
+            if not self.app.uses_engine:
+                return super()._retry_publish(publish, *args, **kwargs)
+            collector = collect.current(self.engine)
+            if collector is not None:
+                collector.closing = True
+            # Nothing to retry: what is collected here is sent when the outcome is recorded.
+            return publish(*args, **kwargs)
 
 
 class EngineProducer(kombu.Producer):

@@ -7,9 +7,14 @@ of a group that comes after others in a chord's header. A signature comes in and
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from celery import maybe_signature
+
+#: The chord in which the group that is being sent counts.
+_counted_in: ContextVar[str | None] = ContextVar("celeriac_counted_in", default=None)
 
 
 def with_one_result(signature: Any, app: Any) -> Any:
@@ -41,8 +46,9 @@ def take_place(signature: Any, request: Any) -> None:
         )
 
 
-def count_outside(signature: Any) -> None:
-    """Have a group that is sent within a chord's header count in that chord.
+@contextmanager
+def counting_outside(signature: Any) -> Iterator[None]:
+    """Have a group that is sent in this block, within a chord's header, count in that chord.
 
     Its own tasks do. But a chord among them is given the group's own id, and its callback would
     count in a chord that nobody waits for. So the group takes the id of the header.
@@ -50,12 +56,25 @@ def count_outside(signature: Any) -> None:
     while isinstance(signature, dict) and signature.get("subtask_type") == "chain":
         tasks = signature["kwargs"]["tasks"]
         signature = tasks[0] if len(tasks) == 1 else None
-    if not isinstance(signature, dict) or signature.get("subtask_type") != "group":
-        return
-    if signature["options"].get("chord"):
-        counted = next((last["options"].get("group_id") for last in _last(signature)), None)
+    counted = None
+    if isinstance(signature, dict) and signature.get("subtask_type") == "group":
+        if signature["options"].get("chord"):
+            counted = next((last["options"].get("group_id") for last in _last(signature)), None)
         if counted:
             signature["options"].update(task_id=counted, group_id=counted)
+    token = _counted_in.set(counted)
+    try:
+        yield
+    finally:
+        _counted_in.reset(token)
+
+
+def is_size_of_part(group_id: str) -> bool:
+    """Say whether the size that Celery tells of a chord is that of a group within its header.
+
+    It would be taken for the chord's own if it came first, while the header is still being sent.
+    """
+    return group_id == _counted_in.get()
 
 
 def _last(signature: Any) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from celery import group
 from celery.exceptions import ChordError
 from celery.result import AsyncResult
 from celery.result import GroupResult
+from celery.signals import before_task_publish
 from waiting import wait_until
 
 SOON = 10
@@ -212,3 +213,25 @@ def test_chord_in_a_group_that_is_a_callback_in_a_header(tasks: Any, contract: A
     result = chord([inner, steps, tasks.add.si(5, 5)], tasks.echo.s()).delay()
 
     assert result.get(timeout=SOON) == [[[[6, 6], [6, 3], 10]], {}]
+
+
+def test_group_in_a_header_that_is_still_being_sent(tasks: Any, contract: Any) -> None:
+    if contract.broker != "sqlite":
+        pytest.skip("The engine of the queue tells when both tasks of the group have counted")
+    inner = chord([tasks.add.si(1, 1)], group(tasks.total.s(), tasks.total.s()))
+    engine = tasks.celery.backend.engine
+    counted = []
+
+    # Celery tells the size of a chord just before it sends the last of the header.
+    def hold_up(headers: Any, **more: Any) -> None:
+        if headers["argsrepr"] == "(2, 2)":
+            counted.append(wait_until(lambda: engine.chord_parts(headers["group"])[1:], SOON))
+
+    before_task_publish.connect(hold_up)
+    try:
+        result = chord([inner, tasks.add.si(2, 2), tasks.add.si(3, 3)], tasks.echo.s()).delay()
+    finally:
+        before_task_publish.disconnect(hold_up)
+
+    assert counted
+    assert result.get(timeout=SOON) == [[[[2, 2], 4, 6]], {}]
