@@ -170,10 +170,11 @@ def test_task_that_exits_fails_and_the_next_one_runs(
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_task_that_exits_in_a_thread_fails_and_the_thread_is_replaced(
-    tasks: Any, contract: Contract, start: Start
+    tasks: Any, contract: Contract, start: Start, pool: str
 ) -> None:
-    start("-c", "1", "-P", "threads")
+    start("-c", "1", "-P", pool)
 
     result = tasks.leaving.delay(3)
 

@@ -26,6 +26,12 @@ class _GreenletChild(ThreadChild):
     def _start(self) -> None:
         self._greenlet: Any = gevent.spawn(self._run)
 
+    def _run(self) -> None:
+        try:
+            super()._run()
+        except (SystemExit, KeyboardInterrupt):
+            pass  # Of a task; gevent would end the whole worker with it.
+
     def _own_pid(self) -> int:
         return next(_numbers)
 
