@@ -38,12 +38,27 @@ def take_place(signature: Any, request: Any) -> None:
     Celery tells so to the signature as a whole. On its way through a chord to the end of the
     callback the name of the header gets in between.
     """
+    _leave_index_to_last(signature)
     if not request.chord or signature.get("subtask_type") not in ("chord", "chain"):
         return
     for last in _last(signature):
         last["options"].update(
             chord=request.chord, group_id=request.group, group_index=request.group_index
         )
+
+
+def _leave_index_to_last(signature: Any) -> None:
+    """Take the replaced task's index in its group off the chords that replace it.
+
+    Before 5.7 Celery gives it to each task of their headers, too, whose results then come in the
+    order in which they end.
+    """
+    while signature.get("subtask_type") in ("chain", "chord"):
+        if signature["subtask_type"] == "chain":
+            signature = signature["kwargs"]["tasks"][-1]
+        else:
+            signature["options"].pop("group_index", None)
+            signature = signature["kwargs"]["body"]
 
 
 @contextmanager
