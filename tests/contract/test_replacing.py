@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import celery
 import pytest
 from celery import chain
 from celery import chord
@@ -48,10 +49,14 @@ KINDS = [
     "chain with a group",
     "chain with a chord",
 ]
+#: With several results in the end, that are told in their order.
+WITH_GROUP = ("group", "chord with a group")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_task_is_replaced_wherever_it_stands(tasks: Any, kind: str) -> None:
+def test_task_is_replaced_wherever_it_stands(tasks: Any, contract: Any, kind: str) -> None:
+    if contract.broker != "sqlite" and celery.VERSION < (5, 7) and kind in WITH_GROUP:
+        pytest.skip("before 5.7 such a group's results come in any order")
     replacement, value = _replacements(tasks)[kind]
     replaced = tasks.replaced_by.si(by=replacement)
 
@@ -147,7 +152,9 @@ def test_group_is_joined_forgotten_and_deleted(tasks: Any) -> None:
     restored = GroupResult.restore(result.id, app=tasks.celery)
     assert restored == result
     result.forget()
-    assert [each.state for each in restored.results] == ["PENDING"] * 3
+    # By others: the restored ones may have heard of their states, and remember them.
+    forgotten = [AsyncResult(each.id, app=tasks.celery) for each in restored.results]
+    assert [each.state for each in forgotten] == ["PENDING"] * 3
     restored.delete()
     assert GroupResult.restore(result.id, app=tasks.celery) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import celery
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.exceptions import TimeLimitExceeded
@@ -56,13 +57,16 @@ def test_hard_limit_fails_the_task_at_once(tasks: Any) -> None:
 
 
 def test_what_comes_after_the_hard_limit_is_left_out(tasks: Any, contract: Any) -> None:
+    can_go_on = contract.pool in UNKILLABLE and contract.broker == "sqlite"
+    if can_go_on and celery.VERSION < (5, 7):
+        pytest.skip("before 5.7 a callback is published on its own, before the task ends")
     key = contract.new_key()
 
     result = tasks.outliving.apply_async((key, 1.0), time_limit=0.3, link=tasks.note.si(f"{key}+"))
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=SOON)
 
-    if contract.pool in UNKILLABLE and contract.broker == "sqlite":
+    if can_go_on:
         contract.wait_for("raised", key, "Abandoned")
         contract.wait_for("outlived", key)
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
