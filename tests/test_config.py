@@ -359,6 +359,29 @@ def test_absolute_file_is_left_alone(app: Flask) -> None:
     assert not Path(app.instance_path).exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://127.0.0.1:1/2", "redis://127.0.0.1:1/2"),
+        # Its certificates are a setting of their own for the result backend.
+        ("rediss://127.0.0.1:1/2", None),
+        # Several, one of which answers: a result backend can not be told so.
+        ("redis://127.0.0.1:1;redis://127.0.0.1:2", None),
+        ("amqp://127.0.0.1:1", None),
+    ],
+)
+def test_redis_keeps_the_results_too(url: str, expected: str | None, app: Flask) -> None:
+    app.config["CELERY_BROKER_URL"] = url
+
+    assert make_celery(app).conf.result_backend == expected
+
+
+def test_results_can_be_disabled(app: Flask) -> None:
+    app.config["CELERY"] = {"broker_url": "redis://127.0.0.1:1", "result_backend": "disabled"}
+
+    assert "results:disabled" in make_celery(app).bugreport()
+
+
 def test_other_broker_has_no_results_by_default(app: Flask) -> None:
     app.config["CELERY_BROKER_URL"] = "memory://"
     celery = make_celery(app)

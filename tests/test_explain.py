@@ -456,7 +456,7 @@ def test_result_without_a_result_backend_says_what_to_set() -> None:
     celery = make_celery(flask_app)
     told = (
         "No result backend is configured, so nothing is known of task id: set result_backend, "
-        "to the URL of the broker if that is Redis, to rpc:// for RabbitMQ."
+        "to the URL of a Redis or to rpc:// for instance."
     )
 
     result = celery.AsyncResult("id")

@@ -231,7 +231,7 @@ class Configuration(Settings):
             return self._default_broker()
         if key == "result_backend":
             broker = self.broker_url
-            return broker if is_engine_url(broker) else None
+            return broker if _keeps_results(broker) else None
         if key == "broker_connection_retry_on_startup":
             # Celery's own default is to warn that this will have to be said one day.
             return self["broker_connection_retry"]
@@ -262,6 +262,15 @@ class Configuration(Settings):
 
     def _absolute(self, url: Any) -> Any:
         return url if self._folder is None else absolute_url(url, self._folder)
+
+
+def _keeps_results(broker: Any) -> bool:
+    """Say whether a broker's URL serves as that of the result backend, too.
+
+    That of Redis over TLS does not: the backend wants the certificates told once more.
+    """
+    is_redis = isinstance(broker, str) and broker.startswith("redis://") and ";" not in broker
+    return is_engine_url(broker) or is_redis
 
 
 def absolute_url(url: Any, folder: str) -> Any:

@@ -70,5 +70,5 @@ class AsyncResult(stock.AsyncResult[T]):
     def _without_backend(self) -> str:
         return (
             f"No result backend is configured, so nothing is known of task {self.id}: set "
-            "result_backend, to the URL of the broker if that is Redis, to rpc:// for RabbitMQ."
+            "result_backend, to the URL of a Redis or to rpc:// for instance."
         )
