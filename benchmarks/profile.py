@@ -165,7 +165,7 @@ def _claimant(celery: Any, folder: Path) -> Claimant:
         celery, engine, "benchmark", "benchmark", board, names, limits=Limits(None, None)
     )
     orders = Orders(queues=("celery",))
-    return make_claimant(settings, 0, lambda: orders)
+    return make_claimant(settings, 0, lambda: orders, pid=os.getpid())
 
 
 def _phases_of_publishing(celery: Any, task: Any) -> list[Phase]:
