@@ -39,6 +39,22 @@ STOCK = """
         print(chord([add.s(1, 1), add.s(2, 2)])(total.s()).get(timeout=10))
 """
 
+OVER_RPC = """
+    from celeriac import make_celery
+    from flask import Flask
+
+    flask_app = Flask("over_rpc")
+    flask_app.config["CELERY"] = {{"broker_url": {url!r}, "result_backend": "rpc://"}}
+    app = make_celery(flask_app)
+
+    @app.task
+    def add(x, y):
+        return x + y
+
+    if __name__ == "__main__":
+        print(add.delay(20, 3).get(timeout=10))
+"""
+
 
 @pytest.fixture
 def stock_module(tmp_path: Path, queue_url: str) -> Path:
@@ -46,6 +62,16 @@ def stock_module(tmp_path: Path, queue_url: str) -> Path:
     module = tmp_path / "stock.py"
     module.write_text(textwrap.dedent(STOCK).format(url=queue_url))
     return module
+
+
+def test_results_come_over_rpc_through_the_queue_file(
+    worker: Callable[..., Program], tmp_path: Path, queue_url: str
+) -> None:
+    module = tmp_path / "over_rpc.py"
+    module.write_text(textwrap.dedent(OVER_RPC).format(url=queue_url))
+    worker("-A", "over_rpc", "-c", "1")
+
+    assert run([*celery_command()[:1], module], cwd=tmp_path).stdout.split() == ["23"]
 
 
 def test_program_that_never_imports_celeriac_gets_our_worker(

@@ -98,6 +98,11 @@ class EngineProducer(kombu.Producer):
             self._shared = []
         return self
 
+    @cached_property
+    def channel(self) -> Any:  # type: ignore[override]  # Kombu's can be replaced.
+        """A channel of the transport: results over RPC declare their queue on it."""
+        return self.app.connection_for_write().default_channel
+
     @property
     def connection(self) -> Any:
         """Celery uses its producer's connection to have errors translated."""
