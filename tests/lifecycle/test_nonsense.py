@@ -157,9 +157,15 @@ def test_commands_that_are_nonsense_are_refused(send: Any, tasks: Any, start: St
 
     (limited,) = control.time_limit("contract_program.add", hard=[1], soft="a", reply=True)
     (consuming,) = control.add_consumer(5, reply=True)
+    (grown,) = control.pool_grow(float("nan"), reply=True)
+    (shrunk,) = control.pool_shrink(-1, reply=True)
 
     assert limited["worker@contract"]["error"] == "time limits are seconds, as numbers"
     assert consuming["worker@contract"]["error"] == "the name of a queue is a text"
+    for answer in (grown, shrunk):
+        assert answer["worker@contract"]["error"] == (
+            "the number of children is a whole number, not below zero"
+        )
     assert send("add", 1, 2).get(timeout=SOON) == 3
 
 

@@ -34,6 +34,8 @@ def handlers(stock: Mapping[str, Any]) -> dict[str, Any]:
         "active_queues": _active_queues,
         "time_limit": _time_limit,
         "add_consumer": _add_consumer,
+        "pool_grow": _by_a_count(control.pool_grow),
+        "pool_shrink": _by_a_count(control.pool_shrink),
     }
     return {name: _obeyed(command) for name, command in commands.items()}
 
@@ -114,6 +116,15 @@ def _time_limit(state: Any, hard: Any = None, soft: Any = None, **kwargs: Any) -
     if not all(limit is None or isinstance(limit, (int, float)) for limit in (hard, soft)):
         return control.nok("time limits are seconds, as numbers")
     return control.time_limit(state, hard=hard, soft=soft, **kwargs)
+
+
+def _by_a_count(command: Callable[..., Any]) -> Callable[..., Any]:
+    def change(state: Any, n: Any = 1, **kwargs: Any) -> Any:
+        if not isinstance(n, int) or n < 0:
+            return control.nok("the number of children is a whole number, not below zero")
+        return command(state, n=n, **kwargs)
+
+    return change
 
 
 def _add_consumer(state: Any, queue: Any, **kwargs: Any) -> Any:
