@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 from typing import NamedTuple
 
@@ -148,6 +149,8 @@ def is_sound(plan: Plan) -> bool:
 
     It drops what follows an empty group in a chord's callback, unpacks a group that is alone in a
     chain into the group around it, and runs steps after two groups once for each of the second.
+    It keeps the list of a group of one that comes after a group, and starts a chord that comes
+    after a chord with a group as callback although a member of that group failed.
     Before 5.7 nothing counts in a chord for a chain that ends in an empty group, and some chains
     with one in their midst can not be sent.
     """
@@ -157,6 +160,8 @@ def is_sound(plan: Plan) -> bool:
     ends = [_ends_in_group(step) for step in steps]
     if any(ends[at] and ends[at + 1] for at in range(len(ends) - 2)):
         return False
+    if any(_is_taken_otherwise(*pair) for pair in pairwise(plan.get("chain", ()))):
+        return False
     if "chord" in plan and plan["body"].get("group") == []:
         return False
     members = plan.get("group", plan.get("chord", []))
@@ -164,6 +169,12 @@ def is_sound(plan: Plan) -> bool:
         return False
     inner = [*members, *plan.get("chain", ()), plan.get("body"), plan.get("plan")]
     return all(is_sound(each) for each in inner if each)
+
+
+def _is_taken_otherwise(step: Plan, following: Plan) -> bool:
+    is_group_of_one = len(following.get("group", ())) == 1
+    is_chord_after_chord = "chord" in step and "chord" in following
+    return _ends_in_group(step) and (is_group_of_one or is_chord_after_chord)
 
 
 def _flat(plan: Plan) -> list[Plan]:

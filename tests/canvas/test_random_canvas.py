@@ -5,7 +5,6 @@ A thousand of them: ``python -m tests.canvas --count 1000 --seed 1``.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 
 import pytest
@@ -36,9 +35,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     [
         ("1", 60, WAYS),
         ("2", 20, WAYS | DEATHS),
-        (str(random.randrange(1_000_000)), 60, WAYS),
+        ("3", 60, WAYS),
     ],
-    ids=["fixed seed", "with deaths", "another seed each time"],
+    ids=["some", "with deaths", "others"],
 )
 def test_everything_ends(ground: Ground, seed: str, count: int, ways: dict[str, int]) -> None:
     ground.with_deaths = ways is not WAYS
