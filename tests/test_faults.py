@@ -14,7 +14,7 @@ from faults.check import Story
 from faults.journal import Event
 from faults.run import run
 
-SECONDS = 15
+SECONDS = 8
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_promises_hold_under_faults(tmp_path: Path, environment: None) -> None:
     done = run(tmp_path, seed=seed, seconds=SECONDS, pause=0.4, durability="normal")
 
     assert [case for promise in PROMISES for case in promise(done)] == []
-    assert done.events["killed"] > 5
-    assert done.tasks > 200
+    assert done.events["killed"] > 3
+    assert done.tasks > 100
 
 
 # The checker itself
