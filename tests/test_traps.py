@@ -168,7 +168,7 @@ TRAPS = {
         "ETA tasks in memory",
         MENDED,
         (
-            "test_eta.py: test_a_hundred_thousand_future_tasks_take_no_memory_of_the_worker",
+            "lifecycle/test_eta.py: test_a_hundred_thousand_future_tasks_take_no_memory",
             "contract/test_differences.py: test_task_that_is_not_due_waits_in_its_queue",
         ),
     ),
@@ -177,7 +177,7 @@ TRAPS = {
         MENDED,
         (
             "test_control.py: test_task_revoked_while_no_worker_runs_is_never_run",
-            "test_revoke.py: test_worker_that_starts_later_knows_what_was_revoked",
+            "lifecycle/test_revoke.py: test_worker_that_starts_later_knows_what_was_revoked",
         ),
     ),
     17: Trap(

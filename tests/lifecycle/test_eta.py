@@ -6,56 +6,22 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from collections.abc import Iterator
 from datetime import datetime
 from datetime import timedelta
 from datetime import timezone
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import psutil
 import pytest
 from contracts import Contract
-from contracts import make_contract
 from programs import Program
 
 from celeriac.engines import Engine
-from celeriac.engines import open_engine
 from celeriac.engines.base import Message
 
 SOON = 10
 DAY = 86400.0
-
-
-@pytest.fixture
-def contract(tmp_path: Path) -> Contract:
-    return make_contract(tmp_path, "prefork")
-
-
-@pytest.fixture
-def tasks(contract: Contract) -> Any:
-    return contract.program
-
-
-@pytest.fixture
-def engine(contract: Contract) -> Engine:
-    return open_engine(contract.url)
-
-
-@pytest.fixture
-def start(contract: Contract) -> Iterator[Callable[..., Program]]:
-    """Start workers that are killed when the test ends."""
-    started: list[Program] = []
-
-    def start(*options: str, **kwargs: Any) -> Program:
-        started.append(contract.start(*options, **kwargs))
-        return started[-1]
-
-    yield start
-    for worker in started:
-        worker.kill()
-        print(worker.log)
 
 
 def due_at(engine: Engine, result: Any) -> float | None:
@@ -125,7 +91,7 @@ def test_killed_workers_neither_lose_nor_repeat_what_is_due_later(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_hundred_thousand_future_tasks_take_no_memory_of_the_worker(
+def test_a_hundred_thousand_future_tasks_take_no_memory(
     tasks: Any, engine: Engine, start: Callable[..., Program]
 ) -> None:
     worker = start("-c", "1")

@@ -33,16 +33,6 @@ def contract(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def tasks(contract: Contract) -> Any:
-    return contract.program
-
-
-@pytest.fixture
-def engine(contract: Contract) -> Engine:
-    return open_engine(contract.url)
-
-
-@pytest.fixture
 def inspect(tasks: Any) -> Callable[[str], Any]:
     """Ask the worker, and return what it answered."""
 
