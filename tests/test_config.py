@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.app.defaults import _TO_OLD_KEY
 from celery.app.defaults import DEFAULTS
 from celery.exceptions import ImproperlyConfigured
@@ -19,6 +20,7 @@ from flask import Flask
 from celeriac import Celeriac
 from celeriac import make_celery
 from celeriac.config import absolute_url
+from celeriac.config import own_setting
 from celeriac.config import read_settings
 from celeriac.engines import EngineConfigurationError
 from celeriac.exceptions import ConfigurationWarning
@@ -88,6 +90,34 @@ def test_every_setting_means_the_same_in_every_spelling(name: str, app: Flask) -
         found.append((getattr(celery.conf, name), celery.conf[name]))
 
     assert found == [(value, value)] * len(spellings)
+
+
+def test_our_own_settings_are_spelt_like_celerys(app: Flask) -> None:
+    app.config["CELERY_WORKER_GRACE_PERIOD"] = "30"
+
+    celery = Celeriac(app, set_as_current=False)
+
+    assert own_setting(celery.conf, "worker_grace_period") == 30.0
+    assert celery.conf.worker_health_address is None
+
+
+def test_our_own_settings_are_known_to_a_plain_celery() -> None:
+    plain = Celery(set_as_current=False)
+
+    assert own_setting(plain.conf, "worker_grace_period") == 25.0
+    plain.conf.worker_grace_period = None
+    assert own_setting(plain.conf, "worker_grace_period") is None
+
+
+def test_a_grace_period_that_is_no_number_is_refused(app: Flask) -> None:
+    app.config["CELERY"] = {"worker_grace_period": "long"}
+    celery = Celeriac(app, set_as_current=False)
+
+    with pytest.raises(ImproperlyConfigured) as raised:
+        own_setting(celery.conf, "worker_grace_period")
+    assert str(raised.value) == (
+        "worker_grace_period is 'long', and a number of seconds is needed."
+    )
 
 
 @pytest.mark.parametrize(

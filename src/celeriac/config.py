@@ -25,6 +25,7 @@ from urllib.parse import quote
 from celery.app.backends import BACKEND_ALIASES
 from celery.app.defaults import flatten
 from celery.app.defaults import NAMESPACES
+from celery.app.defaults import Option
 from celery.app.utils import Settings
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.imports import load_extension_class_names
@@ -42,7 +43,15 @@ MAPPINGS = ("CELERY", "CELERY_CONFIG")
 #: The queue file of an app that configured no broker, in its instance folder.
 DEFAULT_FILE = "celeriac.sqlite3"
 
-_OPTIONS: dict[str, Any] = dict(flatten(NAMESPACES))
+#: Settings of our own, which are written like Celery's; see :func:`own_setting`.
+OWN: dict[str, Any] = {
+    # How long a worker that was told to end waits for what runs (seconds); None for ever.
+    "worker_grace_period": Option(25.0, type="float"),
+    # Where a worker answers HTTP requests about its health: "127.0.0.1:8100".
+    "worker_health_address": Option(None, type="string"),
+}
+
+_OPTIONS: dict[str, Any] = {**dict(flatten(NAMESPACES)), **OWN}
 
 
 def _legacy_names(namespace: str, key: str, option: Any) -> list[tuple[str, str]]:
@@ -108,6 +117,23 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_empty_url(given: _Given) -> bool:
     return given.value == "" and given.name in _URLS
+
+
+def own_setting(conf: Any, name: str) -> Any:
+    """Return one of :data:`OWN` out of a ``celery.conf``, be it ours or that of a plain Celery.
+
+    :raises ImproperlyConfigured: when it is no number, and should be one.
+    """
+    option = OWN[name]
+    value = conf.get(name, option.default)
+    if value is None or option.type != "float":
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ImproperlyConfigured(
+            f"{name} is {value!r}, and a number of seconds is needed."
+        ) from None
 
 
 def setting_name(spelling: str) -> str:
@@ -211,9 +237,11 @@ class Configuration(Settings):
 
     def __missing__(self, key: str) -> Any:
         name = setting_name(key)
-        if name == key:
-            raise KeyError(key)
-        return self[name]
+        if name != key:
+            return self[name]
+        if name in OWN:
+            return OWN[name].default
+        raise KeyError(key)
 
     def __getitem__(self, key: str) -> Any:
         # Celery's own looks for three spellings of the key in each mapping, at 2 µs; a call of
