@@ -474,7 +474,9 @@ def wait_for(key: str) -> None:
 def _hear(name: str) -> None:
     def receive(sender: Any = None, request: Any = None, **kwargs: Any) -> None:
         request = request or sender.request
-        task = request.task if isinstance(request.task, str) else request.name
+        # Of a task that was lost, nothing but the sender is known.
+        task = getattr(request, "task", None) or sender.name
+        task = task if isinstance(task, str) else request.name
         if task.endswith((".add", ".fail", ".flaky")):
             journal(name, request.id)
 

@@ -25,6 +25,7 @@ from typing import Any
 from typing import NamedTuple
 
 from ..exceptions import EngineConfigurationError as EngineConfigurationError
+from ..exceptions import EngineDamagedError as EngineDamagedError
 from ..exceptions import EngineError as EngineError
 from .routing import topic_matches
 

@@ -23,6 +23,7 @@ from typing import Any
 from typing import TypeVar
 
 from .base import EngineConfigurationError
+from .base import EngineDamagedError
 from .base import EngineError
 from .bell import Bell
 from .bell import Sleeper
@@ -333,7 +334,7 @@ def explained(exc: sqlite3.Error, place: Place) -> EngineError:
     if "full" in text:
         return no_room(path)
     if "not a database" in text or "malformed" in text:
-        return EngineConfigurationError(
+        return EngineDamagedError(
             f"The queue file {path} is damaged ({text}). Stop the workers, keep a copy, and try "
             f"'sqlite3 {path} .recover | sqlite3 recovered.sqlite3'; or move it away, and an "
             "empty one is made."

@@ -287,7 +287,7 @@ class SQLiteEngine(Engine):
         return True
 
     def ready_chords(self, before: float) -> list[ChordPart]:
-        return [ChordPart(*row) for row in self._rows("ready_chords", (before,))]
+        return [ChordPart(*row) for row in self._rows("ready_chords", (before, time.time()))]
 
     # Revocation
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -28,13 +27,17 @@ from celery.utils.log import get_logger
 from celeriac import context
 from celeriac.engines import Engine
 from celeriac.engines.base import ChordPart
+from celeriac.exceptions import EngineDamagedError
 
 from .board import Board
 from .claimant import Claimant
 from .claimant import Orders
 from .completion import Completer
+from .memory import Growth
 from .request import Limits
 from .request import Requests
+from .trouble import DAMAGED
+from .trouble import tell
 from .workloop import Workloop
 
 logger = get_logger(__name__)
@@ -94,7 +97,7 @@ def make_claimant(
         _following(orders, app, requests),
         door=door,
         max_tasks=settings.max_tasks,
-        may_go_on=lambda: not _is_too_big(settings.max_memory),
+        growth=Growth(settings.max_memory) if settings.max_memory else None,
     )
 
 
@@ -121,6 +124,9 @@ def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
+    except EngineDamagedError as exc:
+        tell(logger, "%s", exc)
+        code = DAMAGED
     except BaseException:
         # Nobody else would tell: what follows leaves without a word.
         logger.critical("The child ends after an error of its own", exc_info=True)
@@ -209,10 +215,3 @@ def _soft_limit_handler(claimant: Claimant) -> Callable[[int, Any], None]:
             raise SoftTimeLimitExceeded()
 
     return raise_soft_limit
-
-
-def _is_too_big(max_memory: int | None) -> bool:
-    if not max_memory:
-        return False
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (used // 1024 if sys.platform == "darwin" else used) > max_memory

@@ -23,6 +23,7 @@ from celery.utils.log import get_logger
 from celeriac.engines import Engine
 from celeriac.engines import EngineError
 from celeriac.engines.base import Delivery
+from celeriac.exceptions import EngineDamagedError
 
 from .board import Board
 from .board import PARENT
@@ -30,7 +31,9 @@ from .completion import Completer
 from .completion import LIMIT
 from .fence import Abandoned
 from .fence import Fence
+from .memory import Growth
 from .request import Requests
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -84,7 +87,7 @@ class Claimant:
     :param door: lets one of those who share it wait at a time. A message then wakes one thread,
         and the next in turn looks only when that one has claimed.
     :param max_tasks: end after so many tasks.
-    :param may_go_on: asked between batches; the loop ends when it says no.
+    :param growth: end after the batch that makes it too much.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Claimant:
         *,
         door: threading.Lock | None = None,
         max_tasks: int | None = None,
-        may_go_on: Callable[[], bool] = lambda: True,
+        growth: Growth | None = None,
     ) -> None:
         self._engine = engine
         self._requests = requests
@@ -111,7 +114,7 @@ class Claimant:
         self._orders = orders
         self._door = door
         self._max_tasks = max_tasks
-        self._may_go_on = may_go_on
+        self._growth = growth
         self._pace = Pace()
         self._done = 0
         #: What is left of the batch: claimed and not started.
@@ -130,7 +133,7 @@ class Claimant:
 
     def loop(self) -> None:
         """Work until told to stop, or until the child's own limits are reached."""
-        while not self._orders().stop and self._has_more() and self._may_go_on():
+        while not self._orders().stop and self._has_more():
             if not self.step():
                 self.wait(1.0)
         self._wind_up()
@@ -242,6 +245,8 @@ class Claimant:
         finally:
             self.soft_deadline = 0.0
         self.fence.leave(delivery.tag)
+        if self._growth is not None:
+            self._growth.saw(delivery)
         self._board.end(self._slot, delivery.task)
         self.completer.add(outcome)
 
@@ -263,15 +268,20 @@ class Claimant:
                 self.completer.close()
                 return
             except EngineError as exc:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or isinstance(exc, EngineDamagedError):
                     lost = ", ".join(self.completer.waiting())
                     logger.critical("These tasks ended, and count as lost with the child: %s", lost)
                     raise
                 self._pause(exc)
 
     def _has_more(self) -> bool:
+        if self._growth is not None and self._growth.is_too_much:
+            logger.warning("The child ends, and a new one takes its place: %s", self._growth)
+            return False
         return self._max_tasks is None or self._done < self._max_tasks
 
     def _pause(self, exc: EngineError) -> None:
-        logger.error("%s Trying again in %s s.", exc, RETRY)
+        if isinstance(exc, EngineDamagedError):
+            raise exc
+        tell(logger, f"%s Trying again every {RETRY:g} s.", exc)
         threading.Event().wait(RETRY)

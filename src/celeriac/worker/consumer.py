@@ -55,13 +55,16 @@ from .redelivery import Redelivery
 from .request import as_message
 from .request import Limits
 from .request import Requests
+from .trouble import tell
 
 logger = get_logger(__name__)
 
 #: Seconds between two heartbeats in the database.
 HEARTBEAT = 5.0
 #: Seconds between two looks for what dead workers left behind.
-TAKE_OVER = 2.0
+TAKE_OVER = 0.25
+#: Seconds to wait when the database refused.
+PAUSE = 0.25
 #: Seconds between two refreshments of Celery's picture of the worker.
 PICTURE = 2.0
 #: Seconds between two clean-ups.
@@ -73,7 +76,7 @@ STRANGERS = 2.0
 #: Seconds between two looks for what runs and is to be terminated.
 TERMINATION = 1.0
 #: A chord complete for so long whose callback was not sent is taken up (seconds).
-CHORD = 10.0
+CHORD = 1.0
 
 
 class Children(bootsteps.StartStopStep):
@@ -198,6 +201,7 @@ class Consumer(stock.Consumer):
             # Celery's heartbeat events tell how much runs and ran.
             _Chore(PICTURE, self.refresh_state),
             _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
+            _Chore(MAINTENANCE, redelivery.remove_boards),
             _Chore(CHORD, self._dispatch_chords),
             _Chore(EXPIRY, self.call_off),
             _Chore(TERMINATION, self.terminate_revoked),
@@ -209,8 +213,12 @@ class Consumer(stock.Consumer):
     def leave(self) -> None:
         """Be known no more. Called when the children are gone."""
         if self._settings is not None:
-            self.engine.deregister(self.id)
-            self._settings.board.close()
+            try:
+                self.engine.deregister(self.id)
+                if not self._claimed():  # Or whoever judges these needs the board.
+                    self._settings.board.close()
+            except EngineError as exc:
+                tell(logger, "%s", exc)  # Others see all the same that it is gone.
             self._settings = None
 
     def register(self) -> None:
@@ -248,11 +256,19 @@ class Consumer(stock.Consumer):
         self.on_ready()
         while self.blueprint.state == bootsteps.RUN and self.connection:
             state.maybe_shutdown()
-            self.perform_pending_operations()
-            nap = self.pool.tick()
-            for chore in self._chores:
-                chore.run_if_due()
-            self._drain(nap)
+            try:
+                self._turn()
+            except EngineError as exc:
+                # Celery would take the connection for lost, and make it anew at once, without end.
+                tell(logger, "%s", exc)
+                time.sleep(PAUSE)
+
+    def _turn(self) -> None:
+        self.perform_pending_operations()
+        nap = self.pool.tick()
+        for chore in self._chores:
+            chore.run_if_due()
+        self._drain(nap)
 
     def _drain(self, timeout: float) -> None:
         """Sleep until there is mail, a child wakes us or the time is over; read the mail."""
@@ -512,6 +528,6 @@ class _Chore:
         try:
             self._action()
         except EngineError as exc:
-            logger.error("%s", exc)
+            tell(logger, "%s", exc)
         except Exception:
             logger.exception("The worker goes on after an error of its own")

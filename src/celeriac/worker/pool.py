@@ -28,7 +28,10 @@ from .board import SLOTS
 from .child import Settings
 from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
+from .claimant import RETRY
+from .memory import Memory
 from .redelivery import COLD_SHUTDOWN
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -42,8 +45,6 @@ LOOK_IDLE = 0.25
 #: Time that the store buffers of other processors surely need to drain (seconds); see
 #: :meth:`Board.begin`.
 SETTLE = 0.001
-#: Seconds in which the same error is not told again.
-REPEAT = 60.0
 
 
 class Child(Protocol):
@@ -90,8 +91,8 @@ class Pool(BasePool):
     only the consumer knows the queues; Celery starts pools first.
     """
 
-    #: Called with slot, process id and reason when a child died.
-    on_death: Callable[[int, int, str], None]
+    #: Called with slot, process id, reason and memory when a child died.
+    on_death: Callable[[int, int, str, Memory | None], None]
     #: Called often while a task keeps the consumer from looking after it.
     on_watch: Callable[[], None]
 
@@ -112,9 +113,10 @@ class Pool(BasePool):
         self._leaving: set[int] = set()
         # The autoscaler is a thread of its own.
         self._lock = threading.RLock()
-        self._told: dict[str, float] = {}
         #: Tags of deliveries, by their slots, in which the soft time limit is to be raised.
         self._softening: dict[int, int] = {}
+        #: When to deal with the dead again, after that failed (monotonic seconds).
+        self._reap_at = 0.0
 
     # What the consumer calls
 
@@ -267,6 +269,10 @@ class Pool(BasePool):
         """Return the process that a child runs in, for the errors that users see."""
         return child.pid
 
+    def memory_of(self, slot: int, child: Any) -> Memory | None:
+        """Return what a dead child had in memory, if it had one of its own."""
+        return None
+
     # Looking after children
 
     def tell(self) -> None:
@@ -290,16 +296,21 @@ class Pool(BasePool):
 
     def _reap(self) -> None:
         """Deal with the dead, and replace them."""
+        if time.monotonic() < self._reap_at:
+            return
         for slot, child in list(self._children.items()):
             try:
                 reason = child.why_dead()
                 if reason is None:
                     continue
-                self.on_death(slot, self.process_of(child), reason)
+                self.on_death(slot, self.process_of(child), reason, self.memory_of(slot, child))
             except EngineError as exc:
-                # Until that succeeds, the dead child keeps its slot, and what it holds.
-                self._tell_once("The worker could not deal with a death: %s", exc)
-                continue
+                # Until that succeeds, the dead child keeps its slot, and what it holds; or
+                # the next worker sees to it.
+                tell(logger, "The worker could not deal with a death: %s", exc)
+                if not self.orders.stop:
+                    self._reap_at = time.monotonic() + RETRY
+                    continue
             del self._children[slot]
             self._leaving.discard(slot)
             child.close()
@@ -339,7 +350,7 @@ class Pool(BasePool):
         try:
             held = settings.engine.lost(settings.worker_id, slot)
         except EngineError as exc:
-            self._tell_once("What a child holds could not be read: %s", exc)
+            tell(logger, "What a child holds could not be read: %s", exc)
             held = []
         names = [f"{d.task}[{d.task_id}]" for d, *_ in held if d.tag == tag]
         return names[0] if names else "a task"
@@ -368,14 +379,7 @@ class Pool(BasePool):
             if rest:
                 settings.engine.release(rest)
         except EngineError as exc:
-            self._tell_once("What waits behind a long task could not be handed out: %s", exc)
-
-    def _tell_once(self, message: str, exc: EngineError) -> None:
-        """Log an error, unless the same was told a moment ago: a full disk stays full."""
-        now = time.monotonic()
-        if now - self._told.get(message, -REPEAT) >= REPEAT:
-            self._told[message] = now
-            logger.error(message, exc)
+            tell(logger, "What waits behind a long task could not be handed out: %s", exc)
 
 
 def stopping(orders: Orders) -> Orders:

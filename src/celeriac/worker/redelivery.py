@@ -52,6 +52,7 @@ from celeriac.envelope import Envelope
 from .board import Activity
 from .board import Board
 from .child import Settings
+from .memory import Memory
 from .request import failure
 from .request import Requests
 
@@ -73,11 +74,13 @@ class Redelivery:
         self._settings = settings
         self._requests = requests
         self._folder = folder
+        #: The heartbeats of workers whose children died, and when each was new (monotonic seconds).
+        self._heard: dict[str, tuple[float, float]] = {}
 
-    def child_died(self, slot: int, pid: int, reason: str) -> None:
+    def child_died(self, slot: int, pid: int, reason: str, memory: Memory | None = None) -> None:
         """Deal with what the dead child of a slot held."""
         settings = self._settings
-        death = Death.of(settings.board.read(slot), reason, pid)
+        death = Death.of(settings.board.read(slot), reason, pid)._replace(memory=memory)
         self._settle(settings.engine.lost(settings.worker_id, slot), death)
         settings.board.enter(slot, 0)
 
@@ -85,8 +88,10 @@ class Redelivery:
         """Deal with what dead workers held."""
         engine = self._settings.engine
         lost = engine.lost()
+        if not lost:
+            return
         # A living worker knows better than we what its children died of, and is about to act.
-        busy = {each.id for each in engine.list_workers() if each.alive and not _is_silent(each)}
+        busy = {each.id for each in engine.list_workers() if each.alive and not self._silent(each)}
         by_place: dict[tuple[str, int], list[Lost]] = {}
         for item in lost:
             if not item.hostname:
@@ -96,10 +101,21 @@ class Redelivery:
                 by_place.setdefault((item.worker_id, item.slot), []).append(item)
         for place, items in by_place.items():
             self._settle(items, self._read_board(*place))
-        self._remove_boards()
+
+    def remove_boards(self) -> None:
+        """Delete the boards of workers that are known no more."""
+        # In this order: whoever comes to have a board now was known before.
+        paths = list(self._folder.glob("board-*"))
+        known = {each.id for each in self._settings.engine.list_workers()}
+        for path in paths:
+            if path.name.removeprefix("board-") not in known:
+                path.unlink(missing_ok=True)
 
     def _settle(self, lost: Sequence[Lost], death: Death) -> None:
         """Return what was not started, and decide over what was."""
+        if lost:
+            # Fails on a full disk, before anybody is told of what could not be recorded then.
+            self._settings.engine.heartbeat(self._settings.worker_id)
         rest = [item.delivery for item in lost if item.delivery.tag not in death.started]
         if rest:
             self._settings.engine.release(rest)
@@ -122,10 +138,11 @@ class Redelivery:
             engine.redeliver([delivery], died=False)
         elif self._runs_again(delivery, task):
             name = f"{delivery.task}[{delivery.task_id}]"
-            logger.error("Task %s is run again: process %s died (%s)", name, death.pid, why)
+            text = "Task %s is run again: process %s died (%s).%s"
+            logger.error(text, name, death.pid, why, death.memory_in(delivery))
             engine.redeliver([delivery], died=True)
         else:
-            self._fail(lost, death.pid, why)
+            self._fail(lost, death, why)
 
     def _is_called_off(self, delivery: Delivery) -> bool:
         """Say whether this is the task that was to be terminated, and not one after it."""
@@ -138,11 +155,12 @@ class Redelivery:
         may = task.acks_late and task.reject_on_worker_lost is not False
         return may and delivery.deaths + 1 < MAX_DEATHS
 
-    def _fail(self, lost: Lost, pid: int, why: str) -> None:
+    def _fail(self, lost: Lost, death: Death, why: str) -> None:
         delivery = lost.delivery
         times = f" It was its death no. {delivery.deaths + 1}." if delivery.deaths else ""
-        place = f"process {pid} of {lost.hostname}"
-        error = WorkerLostError(f"Worker exited prematurely: {place}, {why}.{times}")
+        place = f"process {death.pid} of {lost.hostname}"
+        memory = death.memory_in(delivery)
+        error = WorkerLostError(f"Worker exited prematurely: {place}, {why}.{memory}{times}")
         logger.error("Task %s[%s]: %s", delivery.task, delivery.task_id, error)
         einfo = failure(error)
 
@@ -215,13 +233,16 @@ class Redelivery:
             return Death(0, ITS_WORKER_DIED, _Everything())
         return Death.of(Board(path).read(slot), ITS_WORKER_DIED)
 
-    def _remove_boards(self) -> None:
-        # In this order: whoever comes to have a board now was known before.
-        paths = list(self._folder.glob("board-*"))
-        known = {each.id for each in self._settings.engine.list_workers()}
-        for path in paths:
-            if path.name.removeprefix("board-") not in known:
-                path.unlink(missing_ok=True)
+    def _silent(self, worker: Worker) -> bool:
+        """Say whether a worker did not say for long that it lives, by our own clock.
+
+        The clock that its heartbeat goes by may have been set meanwhile.
+        """
+        said, since = self._heard.get(worker.id, (0.0, 0.0))
+        if said != worker.heartbeat_at:
+            since = time.monotonic()
+            self._heard[worker.id] = (worker.heartbeat_at, since)
+        return time.monotonic() - since > SILENCE
 
 
 class Death(NamedTuple):
@@ -234,6 +255,8 @@ class Death(NamedTuple):
     started: Sequence[int]
     #: The tag of the one that it was running, and that the reason is about.
     current: int | None = None
+    #: What the child had in memory while it ran that one.
+    memory: Memory | None = None
 
     @classmethod
     def of(cls, activity: Activity, reason: str, pid: int = 0) -> Death:
@@ -242,16 +265,17 @@ class Death(NamedTuple):
         current = started[-1] if activity.running and started else None
         return cls(pid or activity.pid, reason, started, current)
 
+    def memory_in(self, delivery: Delivery) -> str:
+        """Return a sentence on the memory, if that is known and is about this delivery."""
+        is_known = self.memory is not None and delivery.tag == self.current
+        return f" {self.memory}" if is_known else ""
+
 
 class _Everything(tuple[int, ...]):
     """Contains every tag."""
 
     def __contains__(self, tag: object) -> bool:
         return True
-
-
-def _is_silent(worker: Worker) -> bool:
-    return time.time() - worker.heartbeat_at > SILENCE
 
 
 def board_path(folder: Path, worker_id: str) -> Path:

@@ -14,10 +14,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 from celery import signals
 from celery.utils.log import get_logger
+
+from celeriac.engines import EngineError
 
 from .board import PARENT
 from .child import Settings
@@ -31,6 +34,7 @@ from .pool import LOOK_IDLE
 from .pool import Pool
 from .pool import stopping
 from .thread import ThreadChild
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -149,7 +153,7 @@ class SoloPool(Pool):
         if itself is not None and not itself.claimant.fence.taken:
             itself.tell(self.orders)
             itself.claimant.loop()
-            self.on_death(0, os.getpid(), "the task ended the worker")
+            self.on_death(0, os.getpid(), "the task ended the worker", None)
 
     def on_terminate(self) -> None:
         self._end_watch()
@@ -172,7 +176,15 @@ class SoloPool(Pool):
                 self.on_watch()
                 self._stopped.wait(nap)
             else:
-                settings.engine.wait_for_messages((), nap, place=(settings.worker_id, PARENT))
+                self._sleep(settings, nap)
+
+    @staticmethod
+    def _sleep(settings: Settings, nap: float) -> None:
+        try:
+            settings.engine.wait_for_messages((), nap, place=(settings.worker_id, PARENT))
+        except EngineError as exc:
+            tell(logger, "%s", exc)
+            time.sleep(nap)
 
     def _insist(self) -> None:
         itself = self._itself

@@ -15,6 +15,8 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
+from celeriac.exceptions import EngineDamagedError
+
 from . import fence
 from .child import make_claimant
 from .child import Settings
@@ -73,7 +75,7 @@ class ThreadChild:
         self._settings.app.set_current()
         try:
             self._attend().loop()
-        except Abandoned:
+        except (Abandoned, EngineDamagedError):
             pass
 
     def _attend(self) -> Claimant:
