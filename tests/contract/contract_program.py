@@ -116,6 +116,16 @@ def growing(megabytes: int) -> int:
 
 
 @celery.task
+def hoarding(megabytes: int, key: str) -> None:
+    """Hold that much memory, and say when it was there to be seen."""
+    hoard = [bytearray(b"x" * 1024 * 1024) for _ in range(megabytes)]
+    journal("hoarding", key, os.getpid())
+    time.sleep(0.6)
+    journal("seen", key, len(hoard))
+    wait_for(key)
+
+
+@celery.task
 def app_name() -> str:
     return current_app.name
 

@@ -825,3 +825,17 @@ def test_a_failed_chord_is_there_until_its_last_part(
         assert not engine.set_chord_size("g", 3)
 
     assert rows() == 0
+
+
+def test_a_chord_that_was_completed_before_the_clock_was_set_back_is_ready(
+    engine: SQLiteEngine, queue_path: Path
+) -> None:
+    engine.set_chord_size("g", 1)
+    part = ChordPart("g", "m", 0, b"1", b"callback")
+    assert engine.join_chord(part)
+    assert engine.ready_chords(time.time() - 10) == []
+
+    with closing(sqlite3.connect(queue_path)) as db, db:
+        db.execute("UPDATE celeriac_chords SET completed_at = completed_at + 3600")
+
+    assert engine.ready_chords(time.time() - 10) == [part]

@@ -133,9 +133,13 @@ class Claimant:
 
     def loop(self) -> None:
         """Work until told to stop, or until the child's own limits are reached."""
-        while not self._orders().stop and self._has_more():
-            if not self.step():
-                self.wait(1.0)
+        try:
+            while not self._orders().stop and self._has_more():
+                if not self.step():
+                    self.wait(1.0)
+        except EngineDamagedError:
+            self._tell_waiting()
+            raise
         self._wind_up()
 
     def step(self) -> bool:
@@ -269,10 +273,14 @@ class Claimant:
                 return
             except EngineError as exc:
                 if time.monotonic() > deadline or isinstance(exc, EngineDamagedError):
-                    lost = ", ".join(self.completer.waiting())
-                    logger.critical("These tasks ended, and count as lost with the child: %s", lost)
+                    self._tell_waiting()
                     raise
                 self._pause(exc)
+
+    def _tell_waiting(self) -> None:
+        lost = ", ".join(self.completer.waiting())
+        if lost:
+            logger.critical("These tasks ended, and count as lost with the child: %s", lost)
 
     def _has_more(self) -> bool:
         if self._growth is not None and self._growth.is_too_much:

@@ -54,7 +54,8 @@ class Footprint:
         now = time.monotonic()
         before, last = self._memory
         if now - self._at >= (LOOK_IDLE if tag is None else LOOK):
-            self._at, last = now, resident(self._pid)
+            # One that is about to be dead has none.
+            self._at, last = now, resident(self._pid) or last
         if tag != self._tag:
             # What was seen before it, unless nothing was.
             self._tag, before = tag, self._memory.last or last

@@ -1,27 +1,72 @@
 """What happens when a worker dies: every death, in one place.
 
-=============================  =====================  =============  ===========================
-death                          noticed by             how soon       what becomes of the task
-=============================  =====================  =============  ===========================
-the task raises                the child itself       at once        Celery's: FAILURE or RETRY
-it ends its process            the worker's parent    within 0.25 s  as below
-the child is killed            the worker's parent    within 0.25 s  as below
-hard time limit                the worker's parent    within 0.25 s  FAILURE(TimeLimitExceeded)
-revoked with ``terminate``     the worker's parent    within 0.25 s  REVOKED
-warm shutdown (TERM)           nobody needs to        --             it finishes; the rest returns
-cold shutdown (QUIT)           the worker's parent    at once        as below, but no death
-parent or machine killed       any other worker, or   within 5 s     as below
-                               the next one to start
-=============================  =====================  =============  ===========================
+=============================  =======================  =======================================
+death                          noticed                  what becomes of the task
+=============================  =======================  =======================================
+the task raises                by its child, at once    Celery's: ``FAILURE`` or ``RETRY``
+it ends its process            by the parent, 0.25 s    as below: "exitcode 3"
+the child is killed            by the parent, 0.25 s    as below: "signal 9 (SIGKILL)", and what
+                                                        its memory was
+killed for lack of memory      by the parent, 0.25 s    as below: "signal 9 (SIGKILL), by the
+                                                        kernel for lack of memory"
+soft time limit                by the parent, 0.25 s    ``SoftTimeLimitExceeded`` is raised in it
+hard time limit                by the parent, 0.25 s    ``FAILURE(TimeLimitExceeded)``
+revoked with ``terminate``     by the parent, 0.25 s    ``REVOKED``
+warm shutdown (TERM)           nobody needs to          it finishes; what was not started returns
+``worker_grace_period`` over   by the parent, at once   as below, but it does not count as a death
+soft shutdown                  by the parent, at once   it has that time; then as with a cold one
+cold shutdown (QUIT)           by the parent, at once   as below, but it does not count as a death
+the parent is killed           by any worker, 0.5 s,    as below: "its worker died"; on Linux its
+                               or the next to start     children are killed with it
+the whole worker is killed     by any worker, 0.5 s,    as below: "its worker died"
+                               or the next to start
+power cut, ``full``            by the next worker       what was confirmed is there; what ran may
+                                                        run again, or as below
+power cut, ``normal``          by the next worker       the last moments may be missing; the rest
+                                                        as with ``full``
+=============================  =======================  =======================================
 
 *As below*: what was claimed and not started returns to its queue, as if it had never been
 claimed. What was started runs again if it is ``acks_late`` (unless ``reject_on_worker_lost`` is
-explicitly false), and is ``FAILURE(WorkerLostError)`` if it is not, which is Celery's default.
+explicitly false), and is ``FAILURE(WorkerLostError)`` if it is not, which is Celery's default;
+the error has the words quoted above, and the arguments are kept.
 A thread can not be killed. It is given up, which counts as its death (:mod:`.thread`).
 A message that killed its worker :data:`MAX_DEATHS` times is not run again.
 
 Whoever acts on a death ends the claim first or records with it; the fence in
 :meth:`~celeriac.engines.base.Engine.complete` lets only one of all win.
+
+Where something is wrong with the file or the machine, nobody dies of it, but for one case:
+
+=============================  ====================================  ==========================
+trouble                        workers                               callers
+=============================  ====================================  ==========================
+the disk is full               wait and go on by themselves; what    ``delay()`` raises, and
+                               ended meanwhile is recorded then      nothing was enqueued
+the file is locked             the same                              ``delay()`` waits for
+                                                                     ``busy_timeout``, then
+                                                                     raises
+the file can only be read      the same; none starts                 ``delay()`` raises
+the file is damaged            end with exit code 65, and say what   all calls raise, and say
+                               to do; none starts. Writing on        what to do
+                               could damage more
+the file is deleted            make a new one, and are known in it   what was in it is gone:
+                               within 5 s; of what still ran the     ``get()`` warns that
+                               outcome is left out                   nobody knows the task
+a copy of it is put back       the same                              the state is the copy's
+its log is deleted             go on; what stood only there is gone  the same
+its folder is deleted          go on; wake-ups come up to 1 s late,  go on
+                               deaths of whole workers are noticed
+                               after 60 s
+the clock is set forward       go on; what is due by then starts,    what expires by then is
+                               and runs once                         gone
+the clock is set back          go on; what is due at a time waits    go on
+                               for it, intervals of beat do not
+=============================  ====================================  ==========================
+
+They tell the same error once a minute. Durations (time limits, time-outs, who is silent) are
+measured by a clock that nobody sets. Cutting off the files in the folder beside the queue file
+while processes have them mapped kills these (SIGBUS): nothing guards against that.
 """
 
 from __future__ import annotations

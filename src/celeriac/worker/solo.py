@@ -152,7 +152,11 @@ class SoloPool(Pool):
         self._children.clear()
         if itself is not None and not itself.claimant.fence.taken:
             itself.tell(self.orders)
-            itself.claimant.loop()
+            try:
+                itself.claimant.loop()
+            except EngineError as exc:
+                tell(logger, "%s", exc)
+                return
             self.on_death(0, os.getpid(), "the task ended the worker", None)
 
     def on_terminate(self) -> None:
