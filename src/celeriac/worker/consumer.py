@@ -63,6 +63,8 @@ logger = get_logger(__name__)
 HEARTBEAT = 5.0
 #: Seconds between two looks for what dead workers left behind.
 TAKE_OVER = 0.25
+#: Seconds between two looks into the mailbox without a message: its transport has its own chores.
+UPKEEP = 5.0
 #: Seconds to wait when the database refused.
 PAUSE = 0.25
 #: Seconds between two refreshments of Celery's picture of the worker.
@@ -171,6 +173,8 @@ class Consumer(stock.Consumer):
         self._chores: list[_Chore] = []
         #: Running tasks that were told to end.
         self.terminated: set[str] = set()
+        #: When to look into the mailbox at the latest (monotonic seconds).
+        self._drain_at = 0.0
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
         super().__init__(*args, **kwargs)
@@ -272,8 +276,13 @@ class Consumer(stock.Consumer):
 
     def _drain(self, timeout: float) -> None:
         """Sleep until there is mail, a child wakes us or the time is over; read the mail."""
-        if timeout:
-            self.engine.wait_for_messages(self.mailbox, timeout, place=(self.id, PARENT))
+        is_mail = not timeout or self.engine.wait_for_messages(
+            self.mailbox, timeout, place=(self.id, PARENT)
+        )
+        now = time.monotonic()
+        if not is_mail and now < self._drain_at:
+            return  # Half of what an idle worker costs.
+        self._drain_at = now + UPKEEP
         try:
             self.connection.drain_events(timeout=0.001)
         except TimeoutError:

@@ -154,10 +154,9 @@ class SoloPool(Pool):
             itself.tell(self.orders)
             try:
                 itself.claimant.loop()
+                self.on_death(0, os.getpid(), "the task ended the worker", None)
             except EngineError as exc:
-                tell(logger, "%s", exc)
-                return
-            self.on_death(0, os.getpid(), "the task ended the worker", None)
+                tell(logger, "%s", exc)  # The next worker sees to what is left.
 
     def on_terminate(self) -> None:
         self._end_watch()

@@ -25,6 +25,7 @@ from .claimant import Orders
 from .fence import Abandoned
 from .pool import Child
 from .pool import Pool
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -75,8 +76,10 @@ class ThreadChild:
         self._settings.app.set_current()
         try:
             self._attend().loop()
-        except (Abandoned, EngineDamagedError):
+        except Abandoned:
             pass
+        except EngineDamagedError as exc:
+            tell(logger, "%s", exc)
 
     def _attend(self) -> Claimant:
         self.pid = self._own_pid()
