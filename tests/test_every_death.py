@@ -96,7 +96,6 @@ ROWS = {
     ),
     "the clock is set forward": (
         CLOCK + "workers_go_on_when_the_clock_jumps",
-        CLOCK + "death_just_after_a_jump_is_told_by_the_worker_that_saw_it",
         CLOCK + "time_limits_rates_and_etas_when_the_clock_jumps",
     ),
     "the clock is set back": (

@@ -162,7 +162,7 @@ def test_worker_that_ends_while_the_disk_is_full_leaves_the_rest_to_the_next(
 def test_foreign_lock_is_outlived(
     path: Path, tasks: Any, contract: Contract, start: Start, patient: bool
 ) -> None:
-    seconds = 8 if patient else 2
+    seconds = 8 if patient else 1.5
     worker = start("-c", "1")
     ended, key, _ = run_waiting(tasks, contract)
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -235,7 +235,7 @@ def damage(path: Path) -> None:
         file.write(b"x" * (size - 4096))
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", ["threads", "solo"])
 def test_worker_with_a_damaged_file_ends_and_says_so(
     path: Path, tasks: Any, contract: Contract, start: Start, pool: str
 ) -> None:
@@ -337,21 +337,16 @@ def test_workers_go_on_when_the_log_is_removed(
     assert worker.stop() == 0
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_folder_beside_the_file_removed_under_workers_holds_nothing_up(
-    path: Path, tasks: Any, contract: Contract, start: Start, pool: str
+    path: Path, tasks: Any, contract: Contract, start: Start
 ) -> None:
-    worker = start("-c", "2", "-P", pool)
-    waiting, key, pid = run_waiting(tasks, contract)
+    worker = start("-c", "2")
+    waiting, _, pid = run_waiting(tasks, contract)
 
     shutil.rmtree(f"{path}.d")
 
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
-    if pool == "prefork":
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(WorkerLostError):
-            waiting.get(timeout=SOON)
-    else:
-        contract.let_go(key)
-        assert waiting.get(timeout=SOON) == key
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerLostError, match=rf"process {pid} of worker@contract, signal 9"):
+        waiting.get(timeout=SOON)
     assert worker.stop() == 0

@@ -5,8 +5,9 @@ The life of a worker: Celery's :class:`~celery.worker.WorkController` starts a p
 (:mod:`.consumer`). The consumer registers the worker and starts the pool's children
 (:mod:`.child`, :mod:`.spawn`). Each child claims, runs and completes by itself (:mod:`.claimant`,
 :mod:`.request`, :mod:`.completion`), and writes on the board (:mod:`.board`) what it does. The
-parent keeps their time limits (:mod:`.fence`). When one dies, :mod:`.redelivery` decides what
-becomes of what it held.
+parent keeps their time limits (:mod:`.fence`) and looks at their memory (:mod:`.memory`). When one
+dies, :mod:`.redelivery` decides what becomes of what it held. What a worker does when the
+database refuses is in :mod:`.trouble`.
 """
 
 from __future__ import annotations
