@@ -21,13 +21,14 @@ from faults.story import Story
 LATE = frozenset(
     {"quick_late", "slow_late", "long_late", "later", "steps", "counted", "revoked", "kills"}
 )
-#: Kinds that are to fail, with the error that tells of it.
+#: Kinds that fail, with the error that tells why; the sum of a chord with a member of it.
 FAILING = {
     "fails": "ValueError",
     "exits": "WorkerLostError",
     "kills": "WorkerLostError",
     "soft": "SoftTimeLimitExceeded",
     "hard": "TimeLimitExceeded",
+    "summed": "ChordError",
 }
 #: Kinds that may be called off, or expire.
 CALLED_OFF = frozenset({"revoked", "terminated", "expiring"})
@@ -121,7 +122,11 @@ def failures_are_explained(run: Run) -> Iterator[str]:
     """A task fails with its own error, or with that of its worker, or of what it depends on."""
     for task_id, story in run.stories.items():
         expected = FAILING.get(story.kind, "WorkerLostError")
-        allowed = ("WorkerLostError", "ChordError" if story.kind == "summed" else expected, expected)
+        allowed = (
+            "WorkerLostError",
+            "ChordError" if story.kind == "summed" else expected,
+            expected,
+        )
         if story.state == "FAILURE" and not story.failure.startswith(allowed):
             yield f"{story.kind} {task_id}: {story.failure}"
         if story.state == "REVOKED" and story.kind not in CALLED_OFF:

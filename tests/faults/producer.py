@@ -183,8 +183,8 @@ def expiring(rng: random.Random) -> Any:
 KINDS = {
     quick_early: 400,
     quick_late: 400,
-    slow_early: 6,
-    slow_late: 6,
+    slow_early: 20,
+    slow_late: 20,
     long_early: 1,
     long_late: 1,
     later: 40,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from faults.arena import Plan
+from faults.check import nothing_is_lost
 from faults.check import PROMISES
 from faults.check import recoveries
 from faults.check import repeated
@@ -51,7 +52,7 @@ def _what_happened(run: Run, plan: Plan, broken: int) -> Table:
         "processes killed": _kills(run),
         "workers told to end": f"{run.events['signalled']:,}",
         "tasks confirmed": f"{run.tasks:,}",
-        "**tasks lost**": f"**{sum(s.confirmed and s.state == 'PENDING' for s in run.stories.values())}**",
+        "**tasks lost**": f"**{len([*nothing_is_lost(run)])}**",
         "**promises broken**": f"**{broken}**",
         "calls refused": f"{run.events['refused']:,}",
         "`acks_late` tasks that ran again": f"{again:,} ({again / max(1, run.tasks):.2%})",

@@ -311,7 +311,7 @@ def patiently(place: Place, action: Callable[[], T]) -> T:
             if not is_busy(exc) or now >= deadline:
                 raise
         time.sleep(nap * random.uniform(0.5, 1.5))
-        nap = min(nap * 1.5, 0.005)
+        nap = min(nap * 1.5, 0.001)
 
 
 def is_busy(exc: sqlite3.Error) -> bool:
