@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,9 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from programs import celery_command
@@ -47,6 +52,10 @@ class Plan:
     workers: int = 2
     #: Children of each worker.
     concurrency: int = 2
+    #: The module that sends.
+    producer: str = "faults.producer"
+    #: Settings of the program.
+    conf: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Arena:
@@ -77,11 +86,32 @@ class Arena:
     def start(self) -> None:
         """Start what does not run; producers until all is to be settled."""
         self._start_workers()
-        is_over = (self.folder / "stop").exists()
-        if self._producer is None or not (self._producer.running or is_over):
+        if not (self.folder / "stop").exists():
+            self.start_producer()
+
+    def start_producer(self) -> None:
+        """Start the producer, if it does not run."""
+        if self._producer is None or not self._producer.running:
             seed = str(self._plan.seed + self._started)
-            producer = (sys.executable, "-m", "faults.producer", seed)
+            producer = (sys.executable, "-m", self._plan.producer, seed)
             self._producer = self._start(*producer, name="producer")
+
+    def start_worker(
+        self, name: str, *, before: Sequence[str] = (), pool: str = "", soft: float = 0.0
+    ) -> Program:
+        """Start a worker.
+
+        :param before: what to put before its command.
+        :param soft: how long its soft shutdown takes (seconds).
+        """
+        return self._start(
+            *before,
+            *celery_command("-A", "faults.program", "worker", "-l", "WARNING"),
+            *("-n", f"{name}@faults", "-c", str(self._plan.concurrency)),
+            *(("-P", pool) if pool else ()),
+            name=name,
+            worker_soft_shutdown_timeout=soft,
+        )
 
     def workers(self) -> list[Program]:
         """Return the workers that run."""
@@ -198,23 +228,18 @@ class Arena:
     def _start_workers(self) -> None:
         for number, name in enumerate(self._names):
             if name not in self._workers or not self._workers[name].running:
-                self._workers[name] = self._start(
-                    *celery_command("-A", "faults.program", "worker", "-l", "WARNING"),
-                    *("-n", f"{name}@faults", "-c", str(self._plan.concurrency)),
-                    name=name,
-                    # Every other one knows Celery's soft shutdown.
-                    FAULTS_SOFT_SHUTDOWN=str(number % 2),
-                )
+                # Every other one knows Celery's soft shutdown.
+                self._workers[name] = self.start_worker(name, soft=number % 2)
 
-    def _start(self, *command: str, name: str, **variables: str) -> Program:
+    def _start(self, *command: str, name: str, **conf: Any) -> Program:
         log_path = self.folder / f"{name}-{self._started}.log"
         self._started += 1
         env = {
             "FAULTS_FOLDER": str(self.folder),
             "FAULTS_URL": self.url,
             "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+            "FAULTS_CONF": json.dumps({**self._plan.conf, **conf}),
             **(self.clock.env if self.clock else {}),
-            **variables,
         }
         return Program(command, log_path=log_path, cwd=self.folder, env=env)
 

@@ -187,13 +187,13 @@ def _is_gone(story: Story) -> bool:
     return story.state == "REVOKED" or story.was_lost
 
 
-PROMISES: tuple[Callable[[Run], Iterator[str]], ...] = (
+Promise = Callable[[Run], Iterator[str]]
+
+#: What needs no knowledge of who died when.
+OF_TASKS: tuple[Promise, ...] = (
     nothing_is_lost,
-    what_was_not_started_is_not_lost,
-    deaths_are_true,
     arguments_are_kept,
     early_tasks_start_once,
-    tasks_run_again_only_after_a_death,
     third_death_is_the_last,
     late_tasks_end,
     success_is_true,
@@ -204,6 +204,12 @@ PROMISES: tuple[Callable[[Run], Iterator[str]], ...] = (
     what_is_called_off_does_not_start,
     refused_means_refused,
     nothing_is_left,
+)
+PROMISES: tuple[Promise, ...] = (
+    *OF_TASKS,
+    what_was_not_started_is_not_lost,
+    deaths_are_true,
+    tasks_run_again_only_after_a_death,
 )
 
 

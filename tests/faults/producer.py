@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from celery import chain
@@ -39,12 +40,14 @@ ENOUGH = 200
 CALLED_OFF = {"revoked": 0.0, "terminated": 0.3}
 
 
-def main(seed: int) -> None:
-    """Send until the file ``stop`` is there."""
+Kind = Callable[[random.Random], Any]
+
+
+def main(seed: int, sent: Mapping[Kind, int]) -> None:
+    """Send, of each kind so often, until the file ``stop`` is there."""
     rng = random.Random(seed)
     engine = open_engine(celery.conf.broker_url)
-    kinds: list[Callable[[random.Random], Any]] = [*KINDS]
-    weights = list(KINDS.values())
+    kinds, weights = list(sent), list(sent.values())
     # One by each producer: while nobody knows it, it waits, and too many would be enough.
     send("unknown", signature_of("faults.program.stranger", app=celery))
     while not (FOLDER / "stop").exists():
@@ -180,7 +183,7 @@ def expiring(rng: random.Random) -> Any:
 
 
 #: Kinds of work, and how often each is sent.
-KINDS = {
+KINDS: dict[Kind, int] = {
     quick_early: 400,
     quick_late: 400,
     slow_early: 20,
@@ -203,4 +206,4 @@ KINDS = {
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), KINDS)

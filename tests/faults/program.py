@@ -32,7 +32,7 @@ flask_app.config["CELERY"] = {
     "result_expires": 10 * 86400,
     # Shorter than the longest tasks.
     "worker_grace_period": 3.0,
-    "worker_soft_shutdown_timeout": float(os.environ.get("FAULTS_SOFT_SHUTDOWN", "0")),
+    **json.loads(os.environ.get("FAULTS_CONF", "{}")),
 }
 celery = make_celery(flask_app)
 journal = Journal(FOLDER / "journal")

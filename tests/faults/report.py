@@ -1,8 +1,8 @@
-"""The table of a run."""
+"""The table of a run, and what makes one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from itertools import islice
 
@@ -27,22 +27,35 @@ DEATHS = {
 
 OBSTRUCTED = "a death while file, disk or a process stood still"
 
-Table = dict[str, str]
-
 
 def report(run: Run, plan: Plan, *, markdown: bool) -> int:
     """Print what happened; return how many promises were broken."""
-    broken = {promise.__name__.replace("_", " "): [*promise(run)] for promise in PROMISES}
-    verdicts = {name: _verdict(cases) for name, cases in broken.items()}
-    for table in (_what_happened(run, plan, sum(map(len, broken.values()))), verdicts):
-        print("\n".join(_lines(table, markdown)), end="\n\n")
+    broken = {promise.__name__: [*promise(run)] for promise in PROMISES}
+    count = sum(map(len, broken.values()))
+    show(_what_happened(run, plan, count), markdown=markdown)
     for name, cases in broken.items():
-        for case in islice(cases, SHOWN):
-            print(f"{name}: {case}")
-    return sum(map(len, broken.values()))
+        verdict(name, cases)
+    return count
 
 
-def _what_happened(run: Run, plan: Plan, broken: int) -> Table:
+def show(rows: Mapping[str, object], *, markdown: bool = False) -> None:
+    """Print the rows of a table."""
+    if markdown:
+        print("| | |\n| --- | --- |")
+    for name, value in rows.items():
+        print(f"| {name} | {value} |" if markdown else f"{name:48} {value}")
+    print()
+
+
+def verdict(name: str, broken: Sequence[str]) -> int:
+    """Print whether a promise held; return how often it was broken."""
+    print(f"{name.replace('_', ' '):48} {'broken: ' + str(len(broken)) if broken else 'held'}")
+    for case in islice(broken, SHOWN):
+        print(f"    {case}")
+    return len(broken)
+
+
+def _what_happened(run: Run, plan: Plan, broken: int) -> dict[str, object]:
     lost = [story for story in run.stories.values() if story.was_lost]
     again = repeated(run)
     return {
@@ -52,10 +65,10 @@ def _what_happened(run: Run, plan: Plan, broken: int) -> Table:
         "processes killed": _kills(run),
         "workers told to end": f"{run.events['signalled']:,}",
         "tasks confirmed": f"{run.tasks:,}",
-        "**tasks lost**": f"**{len([*nothing_is_lost(run)])}**",
-        "**promises broken**": f"**{broken}**",
+        "tasks lost": len([*nothing_is_lost(run)]),
+        "promises broken": broken,
         "calls refused": f"{run.events['refused']:,}",
-        "`acks_late` tasks that ran again": f"{again:,} ({again / max(1, run.tasks):.2%})",
+        "acks_late tasks that ran again": f"{again:,} ({again / max(1, run.tasks):.2%})",
         "tasks recorded as lost with their worker": f"{len(lost):,}",
         "… that had just ended": f"{sum(bool(story.ends) for story in lost):,}",
         **_recovery(run),
@@ -67,7 +80,7 @@ def _kills(run: Run) -> str:
     return f"{run.killed.total():,}: {each}"
 
 
-def _recovery(run: Run) -> Table:
+def _recovery(run: Run) -> dict[str, object]:
     found = [*recoveries(run)]
     times = {
         name: sorted(each.took for each in found if each.cause in causes and not each.obstructed)
@@ -80,19 +93,6 @@ def _recovery(run: Run) -> Table:
 def _spread(times: Sequence[float]) -> str:
     p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
     return f"p50 {p50:.2f} s, p99 {p99:.2f} s, max {times[-1]:.2f} s ({len(times):,} tasks)"
-
-
-def _verdict(cases: Sequence[str]) -> str:
-    return f"broken: {len(cases)}" if cases else "held"
-
-
-def _lines(table: Table, markdown: bool) -> Iterator[str]:
-    if markdown:
-        yield "| | |\n| --- | --- |"
-        yield from (f"| {name} | {value} |" for name, value in table.items())
-    else:
-        plain = {name.strip("*").replace("`", ""): value for name, value in table.items()}
-        yield from (f"{name:48} {value.strip('*')}" for name, value in plain.items())
 
 
 def quantile(values: Sequence[float], part: float) -> float:
