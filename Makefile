@@ -3,6 +3,7 @@
 #   make test        style, types, layers, docs and tests, on the Python that PYTHON names
 #   make test-all    the tests on every Python found, and with the lowest Celery and Flask
 #   make faults      kill workers at random and check what was promised; FAULTS holds options
+#   make stops       stop workers under load, as containers are; STOPS holds options
 #   make power       cut the power, simulated, and look for what was confirmed; POWER holds options
 #   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
@@ -19,9 +20,10 @@ PYTEST ?=
 BENCH ?=
 UPSTREAM ?=
 FAULTS ?=
+STOPS ?=
 POWER ?=
 
-.PHONY: test lint tests docs test-all faults power demo bench format lock clean
+.PHONY: test lint tests docs test-all faults stops power demo bench format lock clean
 .DEFAULT_GOAL := test
 
 # pytest last: its summary is the last thing to be read.
@@ -46,6 +48,9 @@ test-all: $(VENV)/.installed
 
 faults: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
+
+stops: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m stops $(STOPS)
 
 power: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m power $(POWER)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from programs import celery_command
@@ -25,10 +29,20 @@ class Arena:
     """What runs, and what happened to it.
 
     :param workers: how many, of ``concurrency`` children each.
+    :param producer: the module that sends.
+    :param conf: settings of the workers.
     """
 
     def __init__(
-        self, folder: Path, seed: int, *, durability: str, workers: int, concurrency: int
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        durability: str,
+        workers: int,
+        concurrency: int,
+        producer: str = "faults.producer",
+        conf: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.seed = folder, seed
         self.url = f"sqlite:///{folder}/queue.sqlite3?durability={durability}"
@@ -38,6 +52,7 @@ class Arena:
         self._names = [f"w{number}" for number in range(workers)]
         self._workers: dict[str, Program] = {}
         self._producer: Program | None = None
+        self._producing, self._conf = producer, dict(conf or {})
         self._started = 0
 
     # What runs
@@ -45,9 +60,26 @@ class Arena:
     def start(self) -> None:
         """Start what does not run."""
         self._start_workers()
+        self.start_producer()
+
+    def start_producer(self) -> None:
+        """Start the producer, if it does not run."""
         if self._producer is None or not self._producer.running:
-            producer = (sys.executable, "-m", "faults.producer", str(self.seed + self._started))
+            producer = (sys.executable, "-m", self._producing, str(self.seed + self._started))
             self._producer = self._start(*producer, name="producer")
+
+    def start_worker(self, name: str, *, before: Sequence[str] = (), pool: str = "") -> Program:
+        """Start a worker.
+
+        :param before: what to put before its command.
+        """
+        return self._start(
+            *before,
+            *celery_command("-A", "faults.program", "worker", "-l", "WARNING"),
+            *("-n", f"{name}@faults", "-c", str(self._concurrency)),
+            *(("-P", pool) if pool else ()),
+            name=name,
+        )
 
     def workers(self) -> list[Program]:
         """Return the workers that run."""
@@ -105,11 +137,7 @@ class Arena:
     def _start_workers(self) -> None:
         for name in self._names:
             if name not in self._workers or not self._workers[name].running:
-                self._workers[name] = self._start(
-                    *celery_command("-A", "faults.program", "worker", "-l", "WARNING"),
-                    *("-n", f"{name}@faults", "-c", str(self._concurrency)),
-                    name=name,
-                )
+                self._workers[name] = self.start_worker(name)
 
     def _start(self, *command: str, name: str) -> Program:
         log_path = self.folder / f"{name}-{self._started}.log"
@@ -117,6 +145,7 @@ class Arena:
         env = {
             "FAULTS_FOLDER": str(self.folder),
             "FAULTS_URL": self.url,
+            "FAULTS_CONF": json.dumps(self._conf),
             "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
         }
         return Program(command, log_path=log_path, cwd=self.folder, env=env)

@@ -21,7 +21,7 @@ from faults.arena import Arena
 from faults.journal import Event
 
 #: Kinds whose tasks are all ``acks_late``.
-LATE = frozenset({"quick_late", "slow_late", "later", "steps", "counted"})
+LATE = frozenset({"quick_late", "slow_late", "long_late", "later", "steps", "counted"})
 #: SQLite 3.40 looks for the values of a table without rowid in the wrong order of its columns.
 FALSE_ALARM = "NULL value in celeriac_bindings.type"
 #: Kinds that are to fail.

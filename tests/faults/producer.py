@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from celery import chain
@@ -35,12 +36,14 @@ from faults.program import retrying
 ENOUGH = 200
 
 
-def main(seed: int) -> None:
-    """Send until the file ``stop`` is there."""
+Kind = Callable[[random.Random], Any]
+
+
+def main(seed: int, sent: Mapping[Kind, int]) -> None:
+    """Send, of each kind so often, until the file ``stop`` is there."""
     rng = random.Random(seed)
     engine = open_engine(celery.conf.broker_url)
-    kinds: list[Callable[[random.Random], Any]] = [*KINDS]
-    weights = list(KINDS.values())
+    kinds, weights = list(sent), list(sent.values())
     while not (FOLDER / "stop").exists():
         try:
             if sum(engine.queue_sizes().values()) > ENOUGH:
@@ -124,7 +127,7 @@ def kills(rng: random.Random) -> Any:
 
 
 #: Kinds of work, and how often each is sent.
-KINDS = {
+KINDS: dict[Kind, int] = {
     quick_early: 400,
     quick_late: 400,
     slow_early: 6,
@@ -140,4 +143,4 @@ KINDS = {
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), KINDS)

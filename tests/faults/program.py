@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -18,7 +19,11 @@ from faults.journal import Journal
 FOLDER = Path(os.environ["FAULTS_FOLDER"])
 
 flask_app = Flask(__name__, instance_path=str(FOLDER))
-flask_app.config["CELERY"] = {"broker_url": os.environ["FAULTS_URL"], "result_extended": True}
+flask_app.config["CELERY"] = {
+    "broker_url": os.environ["FAULTS_URL"],
+    "result_extended": True,
+    **json.loads(os.environ.get("FAULTS_CONF", "{}")),
+}
 celery = make_celery(flask_app)
 journal = Journal(FOLDER / "journal")
 

@@ -1,8 +1,9 @@
-"""The table of a run."""
+"""The table of a run, and what makes one."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from collections.abc import Sequence
 from itertools import islice
 
@@ -30,20 +31,27 @@ def report(run: Run, options: argparse.Namespace) -> int:
         "acks_late tasks that ran again": f"{again:,}",
         "tasks recorded as lost with their worker": f"{len(lost):,}",
         "… that had just ended": sum(bool(story.ends) for story in lost),
-        "recovery, s, p50 / p99": f"{_quantile(took, 0.5):.2f} / {_quantile(took, 0.99):.2f}",
+        "recovery, s, p50 / p99": f"{quantile(took, 0.5):.2f} / {quantile(took, 0.99):.2f}",
     }
+    show(rows)
+    return sum(verdict(promise.__name__, [*promise(run)]) for promise in PROMISES)
+
+
+def show(rows: Mapping[str, object]) -> None:
+    """Print the rows of a table."""
     for name, value in rows.items():
         print(f"{name:42} {value}")
     print()
-    return sum(_verdict(promise.__name__, [*promise(run)]) for promise in PROMISES)
 
 
-def _verdict(name: str, broken: Sequence[str]) -> int:
+def verdict(name: str, broken: Sequence[str]) -> int:
+    """Print whether a promise held; return how often it was broken."""
     print(f"{name.replace('_', ' '):42} {'broken: ' + str(len(broken)) if broken else 'held'}")
     for case in islice(broken, SHOWN):
         print(f"    {case}")
     return len(broken)
 
 
-def _quantile(values: Sequence[float], part: float) -> float:
+def quantile(values: Sequence[float], part: float) -> float:
+    """Return the value below which this part of the sorted values lies."""
     return values[min(len(values) - 1, int(part * len(values)))] if values else 0.0

@@ -92,10 +92,11 @@ class Shutdown:
         if self._is_announced:
             return
         self._is_announced = True
-        left = self.left()
-        until = "" if left is None else f", for at most {left:.3g} s (worker_grace_period)"
+        grace = self._grace
+        until = "" if grace is None else f", for at most {grace:g} s (worker_grace_period)"
         if running:
-            logger.warning("Waiting for %d running task(s) to end%s", running, until)
+            noun = "task" if running == 1 else "tasks"
+            logger.warning("Waiting for %d running %s to end%s", running, noun, until)
 
     def done(self) -> None:
         """Let the process end by itself: nothing holds it up."""

@@ -147,8 +147,12 @@ class SoloPool(Pool):
         self._end_watch()
         self.orders = stopping(self.orders)
         itself, self._itself = self._itself, None
+        if itself is not None and itself.claimant.fence.taken:
+            with self._lock:
+                self._reap()  # If the watcher has not come to it.
+            return
         self._children.clear()
-        if itself is not None and not itself.claimant.fence.taken:
+        if itself is not None:
             itself.tell(self.orders)
             itself.claimant.loop()
             self.on_death(0, os.getpid(), "the task ended the worker")
