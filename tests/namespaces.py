@@ -1,4 +1,4 @@
-"""Processes in a namespace of their own, where the first of them is process 1, as in a container."""
+"""Processes in a namespace of their own, the first of which is process 1, as in a container."""
 
 from __future__ import annotations
 

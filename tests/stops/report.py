@@ -11,6 +11,7 @@ from faults.check import PROMISES
 from faults.report import quantile
 from faults.report import show
 from faults.report import verdict
+
 from stops.run import Stops
 
 
@@ -61,7 +62,7 @@ def report(done: Stops, options: argparse.Namespace) -> int:
             "grace period, s": f"{options.grace:g}",
             "stops": len(done.stops),
             "tasks confirmed": f"{done.run.tasks:,}",
-            "from signal to exit, s, p50 / p99 / max": " / ".join(f"{each:.2f}" for each in figures),
+            "signal to exit, s, p50 / p99 / max": " / ".join(f"{each:.2f}" for each in figures),
             "acks_late tasks handed back": sum(max(0, len(each.starts) - 1) for each in late),
             "… that ended twice": sum(len(each.ends) > 1 for each in late),
             "other tasks lost aloud": sum(story.was_lost for story in stories),

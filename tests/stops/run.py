@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,19 +18,18 @@ from dataclasses import field
 from pathlib import Path
 
 import psutil
+from faults.arena import Arena
+from faults.check import Run
 from namespaces import ALONE
 from namespaces import process_1
 from namespaces import why_not
-from programs import Program
 from waiting import wait_until
 
 from celeriac.engines.base import Worker
-from faults.arena import Arena
-from faults.check import Run
 
 #: How long a container engine waits before it kills (seconds).
 PATIENCE = 30.0
-#: How long after the grace period a worker may take to exit (seconds).
+#: What is promised: how long after the grace period a worker takes to exit (seconds).
 MARGIN = 2.0
 #: What a death leaves in the log.
 DEATH = "is run again: process"
@@ -54,9 +54,19 @@ class Stops:
 
 
 def run(
-    folder: Path, *, stops: int, seed: int, grace: float, concurrency: int = 2, pool: str = ""
+    folder: Path,
+    *,
+    stops: int,
+    seed: int,
+    grace: float,
+    margin: float = MARGIN,
+    concurrency: int = 2,
+    pool: str = "",
 ) -> Stops:
-    """Stop so many workers under load; return what happened."""
+    """Stop so many workers under load; return what happened.
+
+    :param margin: how long after the grace period a worker may take to exit (seconds).
+    """
     rng = random.Random(seed)
     arena = Arena(
         folder,
@@ -76,8 +86,8 @@ def run(
         for number in range(stops):
             running.append(_Running(arena, number + 1, pool))
             time.sleep(rng.uniform(0, 1))
-            done.stops.append(running.pop(0).stop(grace))
-        running.pop().stop(grace)
+            done.stops.append(running.pop(0).stop(grace + margin))
+        running.pop().stop(grace + margin)
         arena.settle()
         done.run = Run.read(arena)
         return done
@@ -104,22 +114,25 @@ class _Running:
         known = self._arena.engine.list_workers()
         return next((each for each in known if each.hostname.startswith(f"{self._name}@")), None)
 
-    def stop(self, grace: float) -> Stop:
-        """Stop it, and look at what it leaves."""
+    def stop(self, allowed: float) -> Stop:
+        """Stop it, and look at what it leaves.
+
+        :param allowed: how long that may take (seconds).
+        """
         all_of_it = [self._process, *self._process.children(recursive=True)]
         told_at = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
         try:
             self.program.process.wait(PATIENCE)
-        except Exception:
+        except subprocess.TimeoutExpired:
             self.program.kill()
         seconds = time.monotonic() - told_at
-        return Stop(seconds, list(self._broken(seconds, grace, all_of_it)))
+        return Stop(seconds, list(self._broken(seconds, allowed, all_of_it)))
 
     def _broken(
-        self, seconds: float, grace: float, all_of_it: list[psutil.Process]
+        self, seconds: float, allowed: float, all_of_it: list[psutil.Process]
     ) -> Iterator[str]:
-        if seconds > grace + MARGIN:
+        if seconds > allowed:
             yield f"{self._name} took {seconds:.2f} s to exit"
         if self.program.process.returncode:
             yield f"{self._name} exited with {self.program.process.returncode}"

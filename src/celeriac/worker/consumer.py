@@ -8,6 +8,7 @@ heartbeat and events, its remote control, and the care for what the dead left be
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -21,9 +22,9 @@ import billiard
 from celery import bootsteps
 from celery import Celery
 from celery import signals
+from celery.apps.worker import Worker as Program
 from celery.utils.log import get_logger
 from celery.utils.time import rate
-from celery.apps.worker import Worker as Program
 from celery.worker import pidbox
 from celery.worker import state
 from celery.worker.consumer import consumer as stock
@@ -99,7 +100,10 @@ class Children(bootsteps.StartStopStep):
         c.start_children()
 
     def stop(self, c: Any) -> None:
-        """Nothing yet: children finish while the worker still answers for them."""
+        """Nothing of theirs yet: they finish while the worker still answers for them."""
+        if c.pool.shutdown.has_begun:
+            # Its thread takes up to a second to notice, which would come after all else.
+            threading.Thread(target=c.timer.stop, daemon=True).start()
 
     def shutdown(self, c: Any) -> None:
         c.leave()

@@ -266,10 +266,12 @@ class Pool(BasePool):
             return
         self.limit = 0
         self.finish(self.shutdown.left())
-        for end in (lambda: self.end_running(GRACE_OVER), self.kill):
-            if self._children:
-                end()
-                self.finish(ENDING)
+        if self._children:
+            self.end_running(GRACE_OVER)
+            self.finish(ENDING)
+        if self._children:
+            self.kill()
+            self.finish(ENDING)
 
     def on_terminate(self) -> None:
         """End all children now."""

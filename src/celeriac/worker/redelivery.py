@@ -9,7 +9,9 @@ the child is killed            the worker's parent    within 0.25 s  as below
 hard time limit                the worker's parent    within 0.25 s  FAILURE(TimeLimitExceeded)
 revoked with ``terminate``     the worker's parent    within 0.25 s  REVOKED
 warm shutdown (TERM)           nobody needs to        --             it finishes; the rest returns
+its grace period is over       the worker's parent    at once        as below, but no death
 cold shutdown (QUIT)           the worker's parent    at once        as below, but no death
+killed while it stops          any other worker …     within 5 s     as below, but no death
 parent or machine killed       any other worker, or   within 5 s     as below
                                the next one to start
 =============================  =====================  =============  ===========================

@@ -40,9 +40,7 @@ class Shutdown:
     :param kill: ends children that the kernel would not end with their parent.
     """
 
-    def __init__(
-        self, grace: float | None, *, is_program: bool, kill: Callable[[], None]
-    ) -> None:
+    def __init__(self, grace: float | None, *, is_program: bool, kill: Callable[[], None]) -> None:
         self._grace = grace
         self._is_program = is_program
         self._kill = kill
