@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery import group
+from celery.worker import state
 from contracts import Contract
 from programs import celery_command
 from programs import Program
@@ -197,5 +198,12 @@ def test_signal_to_all_processes_counts_as_nobodys_death(
     assert (waiting.task_id, waiting.status, waiting.deaths) == (late.id, "ready", 0)
 
 
-def test_task_is_not_stopping_outside_of_a_worker(tasks: Any) -> None:
+def test_of_a_stock_worker_is_known_what_celery_keeps(
+    tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tasks.add.stopping is False  # This is no worker.
+
+    monkeypatch.setattr(state, "should_stop", False)
     assert tasks.add.stopping is False
+    monkeypatch.setattr(state, "should_stop", os.EX_OK)
+    assert tasks.add.stopping is True

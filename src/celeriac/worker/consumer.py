@@ -189,7 +189,6 @@ class Consumer(stock.Consumer):
         self.pool.shutdown = Shutdown(
             own_setting(self.app.conf, "worker_grace_period"),
             is_program=isinstance(self.controller, Program),
-            kill=self.pool.kill,
         )
         signals.worker_shutting_down.connect(self._told_to_end, sender=self.hostname)
         # Celery's own looks at a picture of the worker that is drawn only on request, and lets
@@ -239,20 +238,22 @@ class Consumer(stock.Consumer):
         if self._redelivery is not None and self._redelivery.handed_back:
             names = ", ".join(self._redelivery.handed_back)
             logger.warning("Handed back, and to be run again: %s", names)
+        is_settled = self._deregister()
+        self.pool.shutdown.leave(goes_on=self.pool.goes_on)
+        if is_settled:
+            settings.board.close()
+
+    def _deregister(self) -> bool:
+        """Say whether nothing is left for others to take over."""
         try:
-            self._deregister()
+            if self.pool.slots():
+                raise EngineError("What the worker held could not be handed back in time.")
+            self.engine.deregister(self.id)
         except EngineError as exc:
             # The board stays: it tells the next worker what had begun.
             logger.critical("%s The next worker that runs or starts takes it over.", exc)
-        else:
-            settings.board.close()
-        if not self.pool.goes_on:
-            self.pool.shutdown.done()
-
-    def _deregister(self) -> None:
-        if self.pool.slots():
-            raise EngineError("What the worker held could not be handed back in time.")
-        self.engine.deregister(self.id)
+            return False
+        return True
 
     def _told_to_end(self, **kwargs: Any) -> None:
         """Let no task begin any more. Called in the handler of a signal."""

@@ -109,7 +109,7 @@ class Pool(BasePool):
     recycles = False
     #: How long an ended process that is no child of the pool is left alone (seconds), where the
     #: worker is process 1. Tasks that run in this process may yet ask how it ended.
-    patience = 5.0
+    patience = 2.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -10,12 +10,14 @@ to the next one: its board says that it was stopping, so that nothing counts as 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+import billiard
 from celery.utils.log import get_logger
 from celery.worker import state
 
@@ -37,13 +39,11 @@ class Shutdown:
 
     :param grace: how long it waits for what runs (seconds); ``None`` for ever.
     :param is_program: whether the process is there for the worker, and may be ended with it.
-    :param kill: ends children that the kernel would not end with their parent.
     """
 
-    def __init__(self, grace: float | None, *, is_program: bool, kill: Callable[[], None]) -> None:
+    def __init__(self, grace: float | None, *, is_program: bool) -> None:
         self._grace = grace
         self._is_program = is_program
-        self._kill = kill
         self._board: Board | None = None
         self._deadline: float | None = None
         self._is_announced = False
@@ -54,15 +54,15 @@ class Shutdown:
     def begin(self) -> None:
         """Let no task begin any more. A signal's handler may call it, and more than once."""
         self.halt()
-        if not self.has_begun:
-            self.has_begun = True
-            if self._grace is not None:
-                self._deadline = time.monotonic() + max(0.0, self._grace)
-                if self._is_program:
-                    # A thread of the system's, which a greenlet that computes can not hold up.
-                    # Started without threading's locks, one of which the handler may have
-                    # interrupted.
-                    _unpatched("_thread", "start_new_thread")(self._exit_late, (self._deadline,))
+        if self.has_begun:
+            return
+        self.has_begun = True
+        if self._grace is not None:
+            self._deadline = time.monotonic() + max(0.0, self._grace)
+            if self._is_program:
+                # A thread of the system's, which a greenlet that computes can not hold up. Started
+                # without threading's locks, one of which the handler may have interrupted.
+                _unpatched("_thread", "start_new_thread")(self._exit_late, (self._deadline,))
 
     def halt(self) -> None:
         """Let no task begin any more, and what runs take its time."""
@@ -96,9 +96,10 @@ class Shutdown:
             noun = "task" if running == 1 else "tasks"
             logger.warning("Waiting for %d running %s to end%s", running, noun, until)
 
-    def done(self) -> None:
-        """Let the process end by itself: nothing holds it up."""
-        self._is_done = True
+    def leave(self, *, goes_on: bool) -> None:
+        """Let the board go, and the process end by itself, unless a task goes on in it."""
+        self._board = None
+        self._is_done = not goes_on
 
     def _exit_late(self, deadline: float) -> None:
         # No logging here: its locks may be what holds the worker up.
@@ -107,8 +108,11 @@ class Shutdown:
             left = deadline + LATE - time.monotonic()
             if left <= 0:
                 os.write(2, _LATE_WORDS)
-                self._kill()
-                os._exit(state.should_stop or 0)
+                # The pool's, and beat with -B, which would go on without their parent.
+                for process in billiard.active_children():
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+                os._exit(state.should_terminate or state.should_stop or 0)
             sleep(min(left, 0.5))
 
 
