@@ -24,7 +24,7 @@ from celeriac.engines import Engine
 SOON = 15
 GRACE = 0.5
 #: Two seconds after the grace period are promised; the rest is for a busy machine.
-AND = 4.0
+AND = 8.0
 POOLS = ["prefork", "spawn", "threads", "gevent", "solo"]
 Start = Callable[..., Program]
 

@@ -22,7 +22,7 @@ from celeriac.engines import Engine
 
 GRACE = 0.5
 #: Two seconds after the grace period are promised; the rest is for a busy machine.
-AND = 4.0
+AND = 8.0
 
 
 @pytest.fixture
