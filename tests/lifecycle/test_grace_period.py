@@ -62,7 +62,7 @@ def test_what_runs_when_the_grace_period_is_over_is_handed_back_or_lost_aloud(
     worker = begin(pool, "-c", "2")
     key, early_key = contract.new_key(), contract.new_key()
     late = tasks.late_asking.delay(key)
-    contract.wait_for("asking", key, "False")
+    contract.wait_for("asking", key, "False", timeout=SOON)
     if pool != "solo":  # In threads it does not even return to Python.
         early = (tasks.napping if pool == "threads" else tasks.waiting).delay(early_key)
         contract.wait_for(early_key)
