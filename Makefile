@@ -3,6 +3,11 @@
 #   make test        style, types, layers, docs and tests, on the Python that PYTHON names
 #   make test-all    the tests on every Python found, and with the lowest Celery and Flask
 #   make faults      kill workers at random and check what was promised; FAULTS holds options
+#   make contention  many producers and workers on one queue file; CONTENTION holds options
+<<<<<<< HEAD
+#   make stops       stop workers under load, as containers are; STOPS holds options
+=======
+>>>>>>> faults
 #   make power       cut the power, simulated, and look for what was confirmed; POWER holds options
 #   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
@@ -19,9 +24,15 @@ PYTEST ?=
 BENCH ?=
 UPSTREAM ?=
 FAULTS ?=
+STOPS ?=
 POWER ?=
+CONTENTION ?=
 
-.PHONY: test lint tests docs test-all faults power demo bench format lock clean
+<<<<<<< HEAD
+.PHONY: test lint tests docs test-all faults contention stops power demo bench format lock clean
+=======
+.PHONY: test lint tests docs test-all faults contention power demo bench format lock clean
+>>>>>>> faults
 .DEFAULT_GOAL := test
 
 # pytest last: its summary is the last thing to be read.
@@ -47,6 +58,15 @@ test-all: $(VENV)/.installed
 faults: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
 
+contention: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m contention $(CONTENTION)
+
+<<<<<<< HEAD
+stops: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m stops $(STOPS)
+
+=======
+>>>>>>> faults
 power: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m power $(POWER)
 

@@ -33,6 +33,7 @@ it, for application factories. Everything else is Celery.
 #   worker/         claim, run, complete; what happens when a worker dies
 #   explain.py      why a task is not running, and what mends it
 #   collect.py      what a finishing task stores and sends, gathered into one commit
+#   stopping.py     whether the worker that runs a task was told to end
 #   envelope.py     Celery's message protocol, as an engine stores it
 #   stock.py        the classes of Celery that ours derive from, in every version
 #   engines/        the seam (base.py), and one database behind it per module

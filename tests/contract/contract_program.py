@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -251,6 +252,37 @@ def late_waiting(self: Any, key: str) -> str:
 def late_killing(self: Any) -> None:
     journal("killing", self.request.id)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@celery.task(bind=True, acks_late=True)
+def late_asking(self: Any, key: str) -> str:
+    """Ask whether it should stop, and do not."""
+    journal("asking", key, self.stopping)
+    while not (self.stopping or (FOLDER / key).exists()):
+        time.sleep(0.01)
+    journal("asking", key, self.stopping)
+    wait_for(key)
+    return "redelivered" if self.request.delivery_info["redelivered"] else "first"
+
+
+@celery.task
+def napping(key: str) -> None:
+    journal("napping", key, os.getpid())
+    time.sleep(30)
+
+
+@celery.task
+def orphaning(key: str) -> None:
+    """Leave a process behind whose parent has ended, and which ends soon after."""
+    subprocess.run(["sh", "-c", "sleep 0.5 &"], check=True)
+
+
+@celery.task
+def spinning(seconds: float) -> None:
+    """Compute, and let no other greenlet run."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
 
 
 @celery.task

@@ -42,6 +42,16 @@ T = TypeVar("T")
 _CHECKPOINT_PAGES = 4000
 
 
+#: The longest sleep between two looks at the lock (seconds). With eight producers and eight
+#: workers on two processors, at most 1 ms instead of 5 halved the 99th percentile of ``delay()``
+#: (1,307 → 739 ms and 813 → 463 ms on a machine ten times overloaded) and the longest of all, at
+#: the same throughput: who slept longer kept coming too late.
+_NAP = 0.001
+#: After so long it is no crowd of ours that holds the lock, but another program: looking less
+#: often then spares the processor.
+_CROWD, _LONG_NAP = 1.0, 0.005
+
+
 class Connection:
     """One thread's connection."""
 
@@ -301,18 +311,17 @@ def patiently(place: Place, action: Callable[[], T]) -> T:
     SQLite's own waiting sleeps up to 100 ms between two looks, where our transactions take less
     than one; so we look more often.
     """
-    deadline = 0.0
-    nap = 0.0001
+    began, nap = 0.0, 0.0001
     while True:
         try:
             return action()
         except sqlite3.OperationalError as exc:
             now = time.monotonic()
-            deadline = deadline or now + place.busy_timeout
-            if not is_busy(exc) or now >= deadline:
+            began = began or now
+            if not is_busy(exc) or now - began >= place.busy_timeout:
                 raise
         time.sleep(nap * random.uniform(0.5, 1.5))
-        nap = min(nap * 1.5, 0.005)
+        nap = min(nap * 1.5, _NAP if now - began < _CROWD else _LONG_NAP)
 
 
 def is_busy(exc: sqlite3.Error) -> bool:

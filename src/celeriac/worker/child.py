@@ -25,6 +25,7 @@ from celery.concurrency.prefork import process_initializer
 from celery.utils.log import get_logger
 
 from celeriac import context
+from celeriac import stopping
 from celeriac.engines import Engine
 from celeriac.engines.base import ChordPart
 from celeriac.exceptions import EngineDamagedError
@@ -87,6 +88,7 @@ def make_claimant(
     requests = make_requests(settings)
     engine.attend(settings.worker_id, slot)
     board.enter(slot, pid)
+    stopping.look_by(app, board.is_stopping)
     return Claimant(
         engine,
         requests,

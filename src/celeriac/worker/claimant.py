@@ -134,7 +134,7 @@ class Claimant:
     def loop(self) -> None:
         """Work until told to stop, or until the child's own limits are reached."""
         try:
-            while not self._orders().stop and self._has_more():
+            while not self._is_stopping() and self._has_more():
                 if not self.step():
                     self.wait(1.0)
         except EngineDamagedError:
@@ -157,7 +157,7 @@ class Claimant:
 
     def wait(self, timeout: float) -> None:
         """Sleep until there may be something to claim, or something to obey."""
-        if self._orders().stop:
+        if self._is_stopping():
             return
         if self._door is None:
             self._sleep(timeout)
@@ -170,7 +170,7 @@ class Claimant:
 
     def _sleep(self, timeout: float) -> bool:
         orders = self._orders()
-        if orders.stop:
+        if self._is_stopping():
             return False
         try:
             return self._engine.wait_for_messages(
@@ -185,7 +185,7 @@ class Claimant:
             return False
 
     def _claim_ahead(self) -> None:
-        if not self._orders().stop:
+        if not self._is_stopping():
             try:
                 self._ahead = self._claim()
             except EngineError as exc:
@@ -214,7 +214,7 @@ class Claimant:
         if len(deliveries) > 1 and not self._board.is_watched():
             # If the first takes long, the parent is to hand the others out.
             self._engine.wake(self._worker_id, PARENT)
-        while self._rest and not self._orders().stop and self._start(self._rest[0]):
+        while self._rest and not self._is_stopping() and self._start(self._rest[0]):
             self._run_one(self._rest.popleft(), revocations.task_ids)
         self._board.hold(self._slot, 0)
         count = len(deliveries) - len(self._rest)
@@ -281,6 +281,10 @@ class Claimant:
         lost = ", ".join(self.completer.waiting())
         if lost:
             logger.critical("These tasks ended, and count as lost with the child: %s", lost)
+
+    def _is_stopping(self) -> bool:
+        # The board knows first: a signal to the parent is written there at once.
+        return self._orders().stop or self._board.is_stopping()
 
     def _has_more(self) -> bool:
         if self._growth is not None and self._growth.is_too_much:

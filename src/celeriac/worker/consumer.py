@@ -8,6 +8,7 @@ heartbeat and events, its remote control, and the care for what the dead left be
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from collections.abc import Iterator
 from typing import Any
 from typing import cast
 
+import billiard
 from celery import bootsteps
 from celery import Celery
 from celery import signals
+from celery.apps.worker import Worker as Program
 from celery.utils.log import get_logger
 from celery.utils.time import rate
 from celery.worker import pidbox
@@ -29,6 +32,8 @@ from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.events import Events
 from celery.worker.request import Request
 
+from celeriac import stopping
+from celeriac.config import own_setting
 from celeriac.engines import Engine
 from celeriac.engines import EngineError
 from celeriac.engines import open_engine
@@ -47,6 +52,8 @@ from .child import make_requests
 from .child import Settings
 from .claimant import Orders
 from .control import handlers
+from .orphans import INIT
+from .orphans import Orphans
 from .pool import Job
 from .pool import Pool
 from .redelivery import board_path
@@ -55,6 +62,7 @@ from .redelivery import Redelivery
 from .request import as_message
 from .request import Limits
 from .request import Requests
+from .shutdown import Shutdown
 from .trouble import tell
 
 logger = get_logger(__name__)
@@ -77,6 +85,8 @@ EXPIRY = 2.0
 STRANGERS = 2.0
 #: Seconds between two looks for what runs and is to be terminated.
 TERMINATION = 1.0
+#: Seconds between two looks for ended orphans, where the worker is process 1.
+ZOMBIES = 1.0
 #: A chord complete for so long whose callback was not sent is taken up (seconds).
 CHORD = 1.0
 
@@ -95,7 +105,10 @@ class Children(bootsteps.StartStopStep):
         c.start_children()
 
     def stop(self, c: Any) -> None:
-        """Nothing yet: children finish while the worker still answers for them."""
+        """Nothing of theirs yet: they finish while the worker still answers for them."""
+        if c.pool.shutdown.has_begun:
+            # Its thread takes up to a second to notice, which would come after all else.
+            threading.Thread(target=c.timer.stop, daemon=True).start()
 
     def shutdown(self, c: Any) -> None:
         c.leave()
@@ -170,7 +183,9 @@ class Consumer(stock.Consumer):
         self.started_at = time.time()
         self._settings: Settings | None = None
         self._requests: Requests | None = None
+        self._redelivery: Redelivery | None = None
         self._chores: list[_Chore] = []
+        self._orphans = Orphans(kwargs["pool"].patience)
         #: Running tasks that were told to end.
         self.terminated: set[str] = set()
         #: When to look into the mailbox at the latest (monotonic seconds).
@@ -178,6 +193,11 @@ class Consumer(stock.Consumer):
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
         super().__init__(*args, **kwargs)
+        self.pool.shutdown = Shutdown(
+            own_setting(self.app.conf, "worker_grace_period"),
+            is_program=isinstance(self.controller, Program),
+        )
+        signals.worker_shutting_down.connect(self._told_to_end, sender=self.hostname)
         # Celery's own looks at a picture of the worker that is drawn only on request, and lets
         # new tasks begin meanwhile. No door: see WorkController.wait_for_soft_shutdown.
         self.controller.wait_for_soft_shutdown = self.wait_for_soft_shutdown
@@ -195,8 +215,9 @@ class Consumer(stock.Consumer):
         # Known before there is a board: others delete the boards of those they do not know.
         self.register()
         self._settings = settings = self._make_settings()
+        self.pool.shutdown.watch(settings.board)
         self._requests = make_requests(settings)
-        redelivery = Redelivery(settings, self._requests, self.engine.folder)
+        self._redelivery = redelivery = Redelivery(settings, self._requests, self.engine.folder)
         self.pool.on_death = redelivery.child_died
         self.pool.on_watch = _Chore(TERMINATION, self.terminate_revoked).run_if_due
         self._chores = [
@@ -211,19 +232,40 @@ class Consumer(stock.Consumer):
             _Chore(TERMINATION, self.terminate_revoked),
             _Chore(STRANGERS, self.refuse_strangers),
         ]
+        if os.getpid() == INIT:
+            self._chores.append(_Chore(ZOMBIES, self._reap_orphans))
         redelivery.take_over()
         self.pool.prepare(settings, self._orders())
 
     def leave(self) -> None:
         """Be known no more. Called when the children are gone."""
-        if self._settings is not None:
-            try:
-                self.engine.deregister(self.id)
-                if not self._claimed():  # Or whoever judges these needs the board.
-                    self._settings.board.close()
-            except EngineError as exc:
-                tell(logger, "%s", exc)  # Others see all the same that it is gone.
-            self._settings = None
+        settings, self._settings = self._settings, None
+        if settings is None:
+            return
+        stopping.look_no_more(self.app)
+        if self._redelivery is not None and self._redelivery.handed_back:
+            names = ", ".join(self._redelivery.handed_back)
+            logger.warning("Handed back, and to be run again: %s", names)
+        is_settled = self._deregister()
+        self.pool.shutdown.leave(goes_on=self.pool.goes_on)
+        if is_settled:
+            settings.board.close()
+
+    def _deregister(self) -> bool:
+        """Say whether nothing is left for others to take over."""
+        try:
+            if self.pool.slots():
+                raise EngineError("What the worker held could not be handed back in time.")
+            self.engine.deregister(self.id)
+            return not self._claimed()
+        except EngineError as exc:
+            # The board stays: it tells the next worker what had begun.
+            logger.critical("%s The next worker that runs or starts takes it over.", exc)
+            return False
+
+    def _told_to_end(self, **kwargs: Any) -> None:
+        """Let no task begin any more. Called in the handler of a signal."""
+        self.pool.shutdown.begin()
 
     def register(self) -> None:
         """Tell the engine what this worker can run."""
@@ -247,10 +289,12 @@ class Consumer(stock.Consumer):
 
     def wait_for_soft_shutdown(self) -> None:
         """Give running tasks some time before a cold shutdown, starting nothing more."""
+        self.pool.shutdown.halt()
         timeout = self.app.conf.worker_soft_shutdown_timeout
         if timeout > 0 and self.pool.is_busy():
             logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout)
             self.pool.finish(timeout)
+        self.pool.shutdown.begin()
 
     # The loop
 
@@ -287,6 +331,10 @@ class Consumer(stock.Consumer):
             self.connection.drain_events(timeout=0.001)
         except TimeoutError:
             pass
+
+    def _reap_orphans(self) -> None:
+        # The pool's, and beat with -B. This asks for the exit codes of those that have ended.
+        self._orphans.reap({process.pid for process in billiard.active_children()})
 
     def _dispatch_chords(self) -> None:
         for part in self.engine.ready_chords(time.time() - CHORD):

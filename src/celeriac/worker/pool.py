@@ -31,6 +31,8 @@ from .claimant import Orders
 from .claimant import RETRY
 from .memory import Memory
 from .redelivery import COLD_SHUTDOWN
+from .redelivery import GRACE_OVER
+from .shutdown import Shutdown
 from .trouble import tell
 
 logger = get_logger(__name__)
@@ -45,6 +47,8 @@ LOOK_IDLE = 0.25
 #: Time that the store buffers of other processors surely need to drain (seconds); see
 #: :meth:`Board.begin`.
 SETTLE = 0.001
+#: How long what is ended may take to be dealt with when the worker ends (seconds).
+ENDING = 0.4
 
 
 class Child(Protocol):
@@ -96,11 +100,17 @@ class Pool(BasePool):
     #: Called often while a task keeps the consumer from looking after it.
     on_watch: Callable[[], None]
 
+    #: The end of the worker, which the consumer brings about.
+    shutdown: Shutdown
+
     #: How many children there are to be.
     limit: int
     options: dict[str, Any]
     #: Whether children end and are replaced by and by: threads would not give memory back.
     recycles = False
+    #: How long an ended process that is no child of the pool is left alone (seconds), where the
+    #: worker is process 1. Tasks that run in this process may yet ask how it ended.
+    patience = 2.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -144,17 +154,25 @@ class Pool(BasePool):
         self.ready().board.watch(True)
         return LOOK
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a task that was given up goes on."""
+        return False
+
     def is_busy(self) -> bool:
         """Say whether a task runs."""
         return any(activity.running for _, activity in self.activities())
 
-    def finish(self, timeout: float) -> None:
+    def finish(self, timeout: float | None) -> None:
         """Start nothing more, and wait for what runs, at most ``timeout`` seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         self.command(stopping(self.orders))
-        while self.slots() and time.monotonic() < deadline:
+        while self.slots() and (deadline is None or time.monotonic() < deadline):
             self.tick()
             time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End the children that can be ended, whatever they do."""
 
     def end_running(self, reason: str) -> None:
         """End what runs, where that is possible without ending the worker itself."""
@@ -237,15 +255,25 @@ class Pool(BasePool):
         """How many tasks can run at once; Celery's autoscaler asks."""
         return self.limit
 
+    def on_close(self) -> None:
+        """Begin nothing more: the worker was told to end."""
+        if self.settings is not None:
+            self.shutdown.begin()
+            running = sum(activity.running for _, activity in self.activities())
+            self.shutdown.announce(running)
+
     def on_stop(self) -> None:
-        """Let children finish what they run, and give back the rest."""
+        """Let children finish what they run, in the grace period; hand back the rest."""
         if self.settings is None:
             return
         self.limit = 0
-        self.command(stopping(self.orders))
-        while self._children:
-            self.tick()
-            time.sleep(0.01)
+        self.finish(self.shutdown.left())
+        if self._children:
+            self.end_running(GRACE_OVER)
+            self.finish(ENDING)
+        if self._children:
+            self.kill()
+            self.finish(ENDING)
 
     def on_terminate(self) -> None:
         """End all children now."""
@@ -288,11 +316,14 @@ class Pool(BasePool):
         return stopping(self.orders) if slot in self._leaving else self.orders
 
     def _fill(self) -> None:
-        while len(self._children) - len(self._leaving) < self.limit and not self.orders.stop:
+        while len(self._children) - len(self._leaving) < self.limit and not self._is_stopping():
             slot = next(slot for slot in range(PARENT) if slot not in self._children)
             if slot >= self.most:
                 return  # All are taken until those that leave are gone.
             self._children[slot] = self.start_child(slot)
+
+    def _is_stopping(self) -> bool:
+        return self.orders.stop or self.ready().board.is_stopping()
 
     def _reap(self) -> None:
         """Deal with the dead, and replace them."""
@@ -325,7 +356,8 @@ class Pool(BasePool):
                 self._enforce_limits(slot, activity, now)
             if slot in self._softening:
                 self._soften(slot, activity)
-            if activity.held > 1 and not activity.halted and now - activity.began > STUCK:
+            is_stuck = now - activity.began > STUCK or self._is_stopping()
+            if activity.held > 1 and not activity.halted and is_stuck:
                 self._release_rest(slot, activity.batch)
         return bool(running)
 

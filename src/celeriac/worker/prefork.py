@@ -28,6 +28,7 @@ from .pool import Pool
 from .pool import SETTLE
 from .pool import stopping
 from .redelivery import COLD_SHUTDOWN
+from .redelivery import GRACE_OVER
 from .spawn import Inherited
 from .spawn import Luggage
 from .spawn import NO_APP
@@ -198,11 +199,17 @@ class ProcessPool(Pool):
                 return
             time.sleep(SETTLE)
 
+    def kill(self) -> None:
+        self._kill(GRACE_OVER)
+
+    def _kill(self, reason: str) -> None:
+        for child in list(self._children.values()):
+            child.end(0, signal.SIGKILL, reason)
+
     def on_terminate(self) -> None:
         self.limit = 0
         self.orders = stopping(self.orders)
-        for child in self._children.values():
-            child.end(0, signal.SIGKILL, COLD_SHUTDOWN)
+        self._kill(COLD_SHUTDOWN)
         while self._children:
             with self._lock:
                 self._reap()

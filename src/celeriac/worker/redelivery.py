@@ -16,6 +16,8 @@ warm shutdown (TERM)           nobody needs to          it finishes; what was no
 ``worker_grace_period`` over   by the parent, at once   as below, but it does not count as a death
 soft shutdown                  by the parent, at once   it has that time; then as with a cold one
 cold shutdown (QUIT)           by the parent, at once   as below, but it does not count as a death
+killed while it stops          by any worker, 0.5 s,    as below, but it does not count as a death
+                               or the next to start
 the parent is killed           by any worker, 0.5 s,    as below: "its worker died"; on Linux its
                                or the next to start     children are killed with it
 the whole worker is killed     by any worker, 0.5 s,    as below: "its worker died"
@@ -110,6 +112,17 @@ SILENCE = 60.0
 
 COLD_SHUTDOWN = "cold shutdown"
 ITS_WORKER_DIED = "its worker died"
+GRACE_OVER = (
+    "stopped, and its worker_grace_period was over; a task that is acks_late would run again"
+)
+KILLED_STOPPING = (
+    "killed while it was being stopped, before its worker_grace_period was over; "
+    "a task that is acks_late would run again"
+)
+#: As :mod:`.prefork` calls it.
+TERMINATED = "signal 15 (SIGTERM)"
+#: What ends a worker and says nothing about its tasks, so that it does not count as their deaths.
+STOPS = frozenset({COLD_SHUTDOWN, GRACE_OVER, KILLED_STOPPING})
 
 
 class Redelivery:
@@ -121,10 +134,14 @@ class Redelivery:
         self._folder = folder
         #: The heartbeats of workers whose children died, and when each was new (monotonic seconds).
         self._heard: dict[str, tuple[float, float]] = {}
+        #: Names and ids of the tasks that run again because their worker was stopped.
+        self.handed_back: list[str] = []
 
     def child_died(self, slot: int, pid: int, reason: str, memory: Memory | None = None) -> None:
         """Deal with what the dead child of a slot held."""
         settings = self._settings
+        if reason == TERMINATED and settings.board.is_stopping():
+            reason = KILLED_STOPPING  # Who ends this worker told its children, too.
         death = Death.of(settings.board.read(slot), reason, pid)._replace(memory=memory)
         self._settle(settings.engine.lost(settings.worker_id, slot), death)
         settings.board.enter(slot, 0)
@@ -173,14 +190,16 @@ class Redelivery:
         task = self._settings.app.tasks.get(delivery.task)
         if task is None:
             return  # A worker that knows the task will decide.
-        why = death.reason if delivery.tag == death.current else ITS_WORKER_DIED
+        is_meant = delivery.tag == death.current or death.reason in STOPS
+        why = death.reason if is_meant else ITS_WORKER_DIED
         if why.startswith("time limit "):
             self._record(delivery, lambda request: request.on_timeout(False, float(why[11:])))
         elif why.startswith("terminated ") and self._is_called_off(delivery):
             # Celery's request announced the revocation when it was terminated.
             engine.complete([Outcome(delivery)])
-        elif task.acks_late and why == COLD_SHUTDOWN:
+        elif task.acks_late and why in STOPS:
             engine.redeliver([delivery], died=False)
+            self.handed_back.append(f"{delivery.task}[{delivery.task_id}]")
         elif self._runs_again(delivery, task):
             name = f"{delivery.task}[{delivery.task_id}]"
             text = "Task %s is run again: process %s died (%s).%s"
@@ -276,7 +295,9 @@ class Redelivery:
         if not path.exists():
             # Nothing is known: it may have started all that it held.
             return Death(0, ITS_WORKER_DIED, _Everything())
-        return Death.of(Board(path).read(slot), ITS_WORKER_DIED)
+        board = Board(path)
+        reason = KILLED_STOPPING if board.is_stopping() else ITS_WORKER_DIED
+        return Death.of(board.read(slot), reason)
 
     def _silent(self, worker: Worker) -> bool:
         """Say whether a worker did not say for long that it lives, by our own clock.

@@ -156,6 +156,7 @@ class ThreadPool(Pool):
 
     signal_safe = False
     child_class: type[ThreadChild] = ThreadChild
+    patience = 600.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -167,6 +168,10 @@ class ThreadPool(Pool):
 
     def process_of(self, child: Child) -> int:
         return os.getpid()
+
+    @property
+    def goes_on(self) -> bool:
+        return any(child.alive for child in self._given_up)
 
     def tick(self) -> float:
         self._given_up[:] = [child for child in self._given_up if child.insist()]
