@@ -86,8 +86,6 @@ class Redelivery:
         self._settings = settings
         self._requests = requests
         self._folder = folder
-        #: Names and ids of the tasks that run again because their worker was stopped.
-        self.handed_back: list[str] = []
 
     def child_died(self, slot: int, pid: int, reason: str) -> None:
         """Deal with what the dead child of a slot held."""
@@ -138,7 +136,8 @@ class Redelivery:
             engine.complete([Outcome(delivery)])
         elif task.acks_late and why in STOPS:
             engine.redeliver([delivery], died=False)
-            self.handed_back.append(f"{delivery.task}[{delivery.task_id}]")
+            name = f"{delivery.task}[{delivery.task_id}]"
+            logger.warning("Task %s was handed back, and runs again on a worker", name)
         elif self._runs_again(delivery, task):
             name = f"{delivery.task}[{delivery.task_id}]"
             logger.error("Task %s is run again: process %s died (%s)", name, death.pid, why)
