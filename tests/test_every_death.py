@@ -12,6 +12,7 @@ from celeriac.worker import redelivery
 HERE = Path(__file__).parent
 DEATHS = "lifecycle/test_deaths.py: test_"
 FAULTS = "lifecycle/test_queue_file_faults.py: test_"
+GRACE = "lifecycle/test_grace_period.py: test_"
 SHUTDOWN = "lifecycle/test_shutdown.py: test_"
 CLOCK = "lifecycle/test_clock.py: test_"
 
@@ -49,10 +50,11 @@ ROWS = {
         SHUTDOWN + "warm_shutdown_lets_the_task_finish_and_gives_back_the_rest",
     ),
     "worker_grace_period over": (
-        SHUTDOWN + "warm_shutdown_lets_the_task_finish_and_gives_back_the_rest",
+        GRACE + "what_runs_when_the_grace_period_is_over_is_handed_back_or_lost_aloud",
     ),
     "soft shutdown": (SHUTDOWN + "soft_shutdown_gives_time_and_starts_nothing_more",),
     "cold shutdown (QUIT)": (SHUTDOWN + "cold_shutdown_ends_tasks_and_late_ones_run_again",),
+    "killed while it stops": (GRACE + "signal_to_all_processes_counts_as_nobodys_death",),
     "the parent is killed": (DEATHS + "children_die_with_their_parent",),
     "the whole worker is killed": (
         DEATHS + "other_worker_takes_over_from_one_that_died_whole",

@@ -75,7 +75,7 @@ def test_what_runs_when_the_grace_period_is_over_is_handed_back_or_lost_aloud(
     assert leaves_nothing(engine)
     assert "to end, for at most 0.5 s (worker_grace_period)\n" in worker.log
     name = f"contract_program.late_asking[{late.id}]"
-    assert f"Handed back, and to be run again: {name}\n" in worker.log
+    assert f"Task {name} was handed back, and runs again on a worker\n" in worker.log
     if pool != "solo":
         with pytest.raises(WorkerLostError) as caught:
             early.get(timeout=SOON)

@@ -183,7 +183,6 @@ class Consumer(stock.Consumer):
         self.started_at = time.time()
         self._settings: Settings | None = None
         self._requests: Requests | None = None
-        self._redelivery: Redelivery | None = None
         self._chores: list[_Chore] = []
         self._orphans = Orphans(kwargs["pool"].patience)
         #: Running tasks that were told to end.
@@ -217,7 +216,7 @@ class Consumer(stock.Consumer):
         self._settings = settings = self._make_settings()
         self.pool.shutdown.watch(settings.board)
         self._requests = make_requests(settings)
-        self._redelivery = redelivery = Redelivery(settings, self._requests, self.engine.folder)
+        redelivery = Redelivery(settings, self._requests, self.engine.folder)
         self.pool.on_death = redelivery.child_died
         self.pool.on_watch = _Chore(TERMINATION, self.terminate_revoked).run_if_due
         self._chores = [
@@ -243,9 +242,6 @@ class Consumer(stock.Consumer):
         if settings is None:
             return
         stopping.look_no_more(self.app)
-        if self._redelivery is not None and self._redelivery.handed_back:
-            names = ", ".join(self._redelivery.handed_back)
-            logger.warning("Handed back, and to be run again: %s", names)
         is_settled = self._deregister()
         self.pool.shutdown.leave(goes_on=self.pool.goes_on)
         if is_settled:

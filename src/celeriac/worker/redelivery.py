@@ -134,8 +134,6 @@ class Redelivery:
         self._folder = folder
         #: The heartbeats of workers whose children died, and when each was new (monotonic seconds).
         self._heard: dict[str, tuple[float, float]] = {}
-        #: Names and ids of the tasks that run again because their worker was stopped.
-        self.handed_back: list[str] = []
 
     def child_died(self, slot: int, pid: int, reason: str, memory: Memory | None = None) -> None:
         """Deal with what the dead child of a slot held."""
@@ -199,7 +197,8 @@ class Redelivery:
             engine.complete([Outcome(delivery)])
         elif task.acks_late and why in STOPS:
             engine.redeliver([delivery], died=False)
-            self.handed_back.append(f"{delivery.task}[{delivery.task_id}]")
+            name = f"{delivery.task}[{delivery.task_id}]"
+            logger.warning("Task %s was handed back, and runs again on a worker", name)
         elif self._runs_again(delivery, task):
             name = f"{delivery.task}[{delivery.task_id}]"
             text = "Task %s is run again: process %s died (%s).%s"
