@@ -54,7 +54,7 @@ from .place import Place
 from .statements import load_statements
 from .transactions import Transactions
 from .upkeep import Upkeep
-from .workers import delivery
+from .workers import delivery_of
 from .workers import Workers
 
 #: The longest sleep without a look at the file (seconds): the floor under a lost wake-up.
@@ -404,7 +404,7 @@ class SQLiteEngine(Engine):
         return dict(self._rows("queue_sizes", {"queues": _listed(queues)}))
 
     def list_workers(self) -> list[Worker]:
-        return self._workers.list()
+        return self._workers.known()
 
     def list_tasks(
         self,
@@ -472,7 +472,7 @@ class SQLiteEngine(Engine):
         claims = [(tag, token, number, slot, now) for tag in tags]
         db.executemany(self._sql["insert_claim"], claims)
         rows = db.execute(self._sql["claimed_messages"], (json.dumps(tags),)).fetchall()
-        found = {row[0]: delivery(row) for row in rows}
+        found = {row[0]: delivery_of(row) for row in rows}
         deliveries = [found[tag] for tag in tags]
         # A task that expired is somebody's to revoke; of any other message nobody hears again.
         stale = [item for item in deliveries if not item.task and _is_expired(item, now)]

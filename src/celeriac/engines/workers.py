@@ -85,10 +85,12 @@ class Workers:
                 dead = claimant is None or not self._is_alive(claimant, place, heartbeat_at)
             if dead:
                 held = self._rows("held_by", (number, place))
-                lost += [Lost(delivery(row), claimant or "", place, hostname or "") for row in held]
+                lost += [
+                    Lost(delivery_of(row), claimant or "", place, hostname or "") for row in held
+                ]
         return lost
 
-    def list(self) -> list[Worker]:
+    def known(self) -> list[Worker]:
         """Return the workers that are known."""
         return [
             _worker(row, self._is_alive(row[0], ITSELF, row[-1])) for row in self._rows("workers")
@@ -96,7 +98,7 @@ class Workers:
 
     def forget_dead(self) -> set[str]:
         """Forget the dead; return the queues that the living consume."""
-        workers = self.list()
+        workers = self.known()
         # What a dead worker's child still runs, or nobody has taken over yet, keeps it known.
         claimants = {claimant for _, _, claimant, *_ in self._rows("claimants")}
         for worker in workers:
@@ -107,7 +109,7 @@ class Workers:
     def remove_strays(self) -> None:
         """Remove the presence files of workers that died before they were known."""
         presence = self._connections.presence()
-        for worker_id in set(presence.list()) - {worker.id for worker in self.list()}:
+        for worker_id in set(presence.list()) - {worker.id for worker in self.known()}:
             if presence.is_alive(worker_id) is False:
                 presence.remove(worker_id)
 
@@ -131,7 +133,7 @@ class Workers:
             db.execute(self._sql["touch_queues"], (time.time(), queues))
 
 
-def delivery(row: Any) -> Delivery:
+def delivery_of(row: Any) -> Delivery:
     """Return a row of ``celeriac_deliveries`` as its claimant gets it."""
     return Delivery._make((*row[:9], bool(row[9]), row[10]))
 
