@@ -72,16 +72,14 @@ def incident(worker: str, pid: int, ended: str, **details: Any) -> dict[str, Any
     return {"at": time(), "worker": worker, "pid": pid, "ended": ended, **details}
 
 
-def set_aside(
-    reason: Reason, exc: BaseException, last: Mapping[str, Any], *, died: bool = False
-) -> Aside:
+def set_aside(reason: Reason, error: str, last: Mapping[str, Any], *, died: bool = False) -> Aside:
     """Return why a message is set aside, as an engine wants it.
 
+    :param error: the error that is recorded, with its type.
     :param last: the :func:`incident` that ended it.
     :param died: it was the death of its worker.
     """
-    report = {**last, "error": f"{type(exc).__name__}: {exc}"}
-    return Aside(reason.value, json.dumps(report, default=str), died)
+    return Aside(reason.value, json.dumps({**last, "error": error}), died)
 
 
 def in_words(reason: str | None, deaths: int) -> str:
@@ -216,6 +214,14 @@ class DeadLetters:
         """
         filters = _filters(task, queue, reason)
         return sum(map(self._engine.discard, self._tags(task_ids, filters)))
+
+    def checked(self) -> DeadLetters:
+        """Return this, having seen to it that there can be any.
+
+        :raises RuntimeError: if the broker keeps none.
+        """
+        _ = self._engine
+        return self
 
     @property
     def _engine(self) -> Engine:

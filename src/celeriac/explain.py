@@ -171,7 +171,7 @@ def explain(
 
 
 def _set_aside(info: TaskInfo, program: Program) -> Explanation:
-    error = last_error(info)
+    error = last_error(info).rstrip(".")
     return Explanation(
         Cause.SET_ASIDE,
         f"{_sentence(info)} was set aside at {_clock(info.died_at or 0)}, because "

@@ -156,7 +156,8 @@ class Redelivery:
 
         died = why != COLD_SHUTDOWN
         reason = Reason.DEATHS if delivery.deaths + died >= MAX_DEATHS else Reason.LOST
-        aside = set_aside(reason, error, report_of(lost, death), died=died)
+        told = f"{type(error).__name__}: {error}"
+        aside = set_aside(reason, told, report_of(lost, death), died=died)
 
         def fail(request: Any, verdict: Verdict) -> None:
             record_failure(request, error, einfo)

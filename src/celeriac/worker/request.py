@@ -312,10 +312,13 @@ class Requests:
         self._set_aside(delivery, Reason.UNREADABLE, exc, verdict)
 
     def _set_aside(
-        self, delivery: Delivery, reason: Reason, exc: Exception, verdict: Verdict, **details: Any
+        self, delivery: Delivery, reason: Reason, exc: Any, verdict: Verdict, **details: Any
     ) -> None:
-        ended = incident(self.hostname, os.getpid(), type(exc).__name__, **details)
-        verdict.set_aside(self._app, delivery, set_aside(reason, exc, ended))
+        kind = type(exc).__name__
+        # A Reject as text is the tuple of its arguments.
+        error = f"{kind}: {exc.reason if isinstance(exc, Reject) else exc}"
+        ended = incident(self.hostname, os.getpid(), kind, **details)
+        verdict.set_aside(self._app, delivery, set_aside(reason, error, ended))
 
     def as_request(self, delivery: Delivery, envelope: Envelope, verdict: Verdict) -> Request:
         """Return Celery's own request for a delivery.
