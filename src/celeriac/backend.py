@@ -258,7 +258,9 @@ class EngineBackend(CanvasBackend):
             sleep = 0.0 if is_last else wait.sleep()
             for task_id, stored in self.engine.wait_for_results(list(waiting), sleep).items():
                 waiting.remove(task_id)
-                meta = self._cache[task_id] = self._unpack(stored)
+                meta = self._unpack(stored)
+                if stored.state == states.SUCCESS:  # A dead letter may be run again.
+                    self._cache[task_id] = meta
                 yield task_id, meta
             if is_last:
                 return

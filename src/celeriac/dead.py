@@ -1,6 +1,6 @@
 """Dead letters: what ended badly for a reason that somebody may mend, kept with all of its message.
 
-The worker sets a message aside as :func:`set_aside` describes it, in the commit of its failure.
+The worker sets a message aside in the commit of its failure, for a reason of :mod:`.aside`.
 :class:`DeadLetters` lists what was set aside, runs it again and deletes it; it is
 ``celery.dead_letters``, and ``celery dead`` on the command line (:mod:`.dead_commands`). How an
 engine keeps dead letters is told in :meth:`.Engine.complete` and :meth:`.Engine.revive`.
@@ -8,7 +8,6 @@ engine keeps dead letters is told in :meth:`.Engine.complete` and :meth:`.Engine
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -17,15 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from datetime import timezone
+from itertools import chain
 from time import time
 from typing import Any
 
 from kombu.utils.url import maybe_sanitize_url
 
+from .aside import in_words
+from .aside import last_error
+from .dependents import find_dependents
 from .engines import Engine
 from .engines import is_engine_url
 from .engines import open_engine
-from .engines.base import Aside
 from .engines.base import TaskInfo
 from .envelope import Envelope
 
@@ -40,51 +42,6 @@ _NO_ENGINE = (
     "RabbitMQ give the queue an x-dead-letter-exchange; with others look for failures in the "
     "result backend, and send these tasks again."
 )
-
-
-class Reason(enum.Enum):
-    """Why a message was set aside."""
-
-    #: It killed as many workers as a message may.
-    DEATHS = "deaths"
-    #: Its worker died after it was started, and it is not to be started twice.
-    LOST = "lost"
-    SIGNATURE = "signature"
-    UNREADABLE = "unreadable"
-    #: The task raised ``Reject(requeue=False)``.
-    REJECTED = "rejected"
-
-
-_TEXTS = {
-    "deaths": "its worker died under it {deaths} times",
-    "lost": "its worker died under it",
-    "signature": "the call does not fit the task",
-    "unreadable": "its message can not be read",
-    "rejected": "the task rejected it",
-}
-
-
-def incident(worker: str, pid: int, ended: str, **details: Any) -> dict[str, Any]:
-    """Return a part of a message's report: one run, and how it ended.
-
-    :param worker: the worker's node name.
-    """
-    return {"at": time(), "worker": worker, "pid": pid, "ended": ended, **details}
-
-
-def set_aside(reason: Reason, error: str, last: Mapping[str, Any], *, died: bool = False) -> Aside:
-    """Return why a message is set aside, as an engine wants it.
-
-    :param error: the error that is recorded, with its type.
-    :param last: the :func:`incident` that ended it.
-    :param died: it was the death of its worker.
-    """
-    return Aside(reason.value, json.dumps({**last, "error": error}), died)
-
-
-def in_words(reason: str | None, deaths: int) -> str:
-    """Say in words why a message was set aside."""
-    return _TEXTS.get(str(reason), str(reason)).format(deaths=deaths)
 
 
 @dataclass(frozen=True)
@@ -135,12 +92,6 @@ class DeadLetter:
         )
 
 
-def last_error(info: TaskInfo) -> str:
-    """Return the error with which a message was set aside."""
-    last = (json.loads(info.report or "[]") or [None])[-1] or {}
-    return str(last.get("error", ""))
-
-
 def _arguments(info: TaskInfo) -> tuple[Any, Any]:
     headers: Mapping[str, Any] = {}
     try:
@@ -150,6 +101,16 @@ def _arguments(info: TaskInfo) -> tuple[Any, Any]:
         return args, kwargs
     except Exception:  # It may have been set aside for that.
         return headers.get("argsrepr"), headers.get("kwargsrepr")
+
+
+def _dependents(info: TaskInfo) -> Sequence[str]:
+    """Return the ids of the tasks that failed with this one, and may run after it."""
+    try:
+        _, _, embed = Envelope.unpack(info.envelope).decode(info.body, {"application/json"})
+        later = chain(embed.get("chain") or (), embed.get("callbacks") or ())
+        return [each.task_id for each in find_dependents(later)]
+    except Exception:  # Strangers can publish, too.
+        return []
 
 
 def _instant(seconds: float) -> datetime:
@@ -194,11 +155,12 @@ class DeadLetters:
     ) -> int:
         """Put dead letters back into their queues, under their ids; return how many.
 
-        Their failures are forgotten, so who asks for their results waits again. Without any
-        argument it is all that were set aside before the call.
+        Their failures are forgotten, and those of the later steps of their chains and of their
+        callbacks: who asks for these results waits again. A chord that failed with them stays
+        as it is. Without any argument it is all that were set aside before the call.
         """
-        filters = _filters(task, queue, reason)
-        return sum(map(self._engine.revive, self._tags(task_ids, filters)))
+        pages = self._pages(task_ids, _filters(task, queue, reason))
+        return sum(self._revive(page) for page in pages)
 
     def discard(
         self,
@@ -212,8 +174,8 @@ class DeadLetters:
 
         Without any argument it is all that were set aside before the call.
         """
-        filters = _filters(task, queue, reason)
-        return sum(map(self._engine.discard, self._tags(task_ids, filters)))
+        pages = self._pages(task_ids, _filters(task, queue, reason))
+        return sum(self._engine.discard([info.tag for info in page]) for page in pages)
 
     def checked(self) -> DeadLetters:
         """Return this, having seen to it that there can be any.
@@ -231,10 +193,14 @@ class DeadLetters:
             raise RuntimeError(known if url else _NO_BROKER)
         return open_engine(url)
 
-    def _tags(
+    def _revive(self, page: Sequence[TaskInfo]) -> int:
+        later = [task_id for info in page for task_id in _dependents(info)]
+        return self._engine.revive([info.tag for info in page], forget=later)
+
+    def _pages(
         self, task_ids: str | Collection[str] | None, filters: Mapping[str, Any]
-    ) -> Iterator[Sequence[int]]:
-        """Yield pages of tags; the caller takes each out of the dead before the next."""
+    ) -> Iterator[Sequence[TaskInfo]]:
+        """Yield them in pages; the caller takes each out of the dead before the next."""
         began = time()
         if task_ids is None:
             # What dies again meanwhile is listed last.
@@ -245,9 +211,9 @@ class DeadLetters:
         for first in range(0, len(ids), PAGE):
             yield self._page(began, task_ids=ids[first : first + PAGE], **filters)
 
-    def _page(self, before: float, **filters: Any) -> Sequence[int]:
+    def _page(self, before: float, **filters: Any) -> Sequence[TaskInfo]:
         found = self._engine.list_tasks(**filters)
-        return [info.tag for info in found if info.died_at is not None and info.died_at <= before]
+        return [info for info in found if info.died_at is not None and info.died_at <= before]
 
 
 def _filters(task: str | None, queue: str | None, reason: str | None) -> Mapping[str, Any]:

@@ -24,9 +24,9 @@ import click
 from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
 
+from .aside import Reason
 from .dead import DeadLetter
 from .dead import DeadLetters
-from .dead import Reason
 from .explain import Program
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -22,8 +22,8 @@ from time import time
 from typing import Any
 from typing import NamedTuple
 
-from .dead import in_words
-from .dead import last_error
+from .aside import in_words
+from .aside import last_error
 from .engines import Engine
 from .engines.base import FINISHED
 from .engines.base import Result

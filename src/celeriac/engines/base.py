@@ -331,10 +331,13 @@ class Engine(abc.ABC):
         """Delete the waiting and future messages of a queue; return how many."""
 
     @abc.abstractmethod
-    def revive(self, tags: Collection[int]) -> int:
+    def revive(self, tags: Collection[int], forget: Sequence[str] = ()) -> int:
         """Put dead letters back into their queues, as if they had never died; return how many.
 
-        They are redelivered under their ids, and the failures stored under these are forgotten.
+        They are redelivered under their ids, and what is stored under these is forgotten, but for
+        a ``SUCCESS``.
+
+        :param forget: ids of tasks whose results are forgotten with theirs.
         """
 
     @abc.abstractmethod

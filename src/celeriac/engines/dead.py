@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 from .base import Aside
 from .base import Outcome
@@ -37,11 +38,13 @@ class Dead:
         rows = db.execute(self._sql["end_dead"], (json.dumps(list(tags)),)).fetchall()
         return [tag for (tag,) in rows]
 
-    def renew(self, db: sqlite3.Connection, tags: Collection[int]) -> set[str]:
-        """Let these begin anew, their failures forgotten; return the queues that they are for."""
+    def renew(
+        self, db: sqlite3.Connection, tags: Collection[int], forget: Sequence[str]
+    ) -> set[str]:
+        """Let these begin anew, failures forgotten; return the queues that they are for."""
         listed = json.dumps(list(tags))
         db.execute(self._sql["renew"], (listed,))
-        db.execute(self._sql["forget_failures"], (listed,))
+        db.execute(self._sql["forget_failures"], (listed, json.dumps(list(forget))))
         return {queue for (queue,) in db.execute(self._sql["queues_of"], (listed,))}
 
     def delete(self, db: sqlite3.Connection, tags: Collection[int]) -> int:

@@ -163,10 +163,10 @@ class SQLiteEngine(Engine):
         with self._write() as db:
             return self._upkeep.purge(db, queue)
 
-    def revive(self, tags: Collection[int]) -> int:
+    def revive(self, tags: Collection[int], forget: Sequence[str] = ()) -> int:
         with self._write() as db:
             ended = self._dead.end(db, tags)
-            queues = self._dead.renew(db, ended)
+            queues = self._dead.renew(db, ended, forget)
             self._restore(db, ended)
         self._ring(queues)
         return len(ended)

@@ -39,11 +39,11 @@ from billiard.exceptions import WorkerLostError
 from celery.utils.log import get_logger
 from kombu.utils.encoding import ensure_bytes
 
+from celeriac.aside import incident
+from celeriac.aside import Reason
+from celeriac.aside import set_aside
 from celeriac.collect import collecting
 from celeriac.collect import Collector
-from celeriac.dead import incident
-from celeriac.dead import Reason
-from celeriac.dead import set_aside
 from celeriac.engines import EngineError
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Lost
@@ -151,7 +151,6 @@ class Redelivery:
         times = f" It was its death no. {delivery.deaths + 1}." if delivery.deaths else ""
         place = f"process {death.pid} of {lost.hostname}"
         error = WorkerLostError(f"Worker exited prematurely: {place}, {why}.{times}")
-        logger.error("Task %s[%s]: %s", delivery.task, delivery.task_id, error)
         einfo = failure(error)
 
         died = why != COLD_SHUTDOWN
@@ -161,7 +160,7 @@ class Redelivery:
 
         def fail(request: Any, verdict: Verdict) -> None:
             record_failure(request, error, einfo)
-            verdict.set_aside(self._settings.app, delivery, aside)
+            verdict.set_aside(self._settings.app, delivery, aside, told)
 
         self._record(delivery, fail, keep_arguments=True)
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from contextlib import nullcontext
 from datetime import datetime
 from datetime import timezone
@@ -27,7 +29,6 @@ from celery import states
 from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.app.trace import LOG_RECEIVED
-from celery.app.trace import TraceInfo
 from celery.exceptions import Ignore
 from celery.exceptions import InvalidTaskError
 from celery.exceptions import Reject
@@ -38,13 +39,13 @@ from kombu.message import Message as KombuMessage
 from kombu.serialization import prepare_accept_content
 
 from celeriac import coroutines
+from celeriac.aside import in_words
+from celeriac.aside import incident
+from celeriac.aside import Reason
+from celeriac.aside import set_aside
 from celeriac.collect import collecting
 from celeriac.collect import Collector
 from celeriac.collect import current
-from celeriac.dead import in_words
-from celeriac.dead import incident
-from celeriac.dead import Reason
-from celeriac.dead import set_aside
 from celeriac.engines import Engine
 from celeriac.engines.base import Action
 from celeriac.engines.base import Aside
@@ -78,14 +79,15 @@ class Verdict:
         self.action = Action.ACKNOWLEDGE
         self.aside: Aside | None = None
 
-    def set_aside(self, app: Celery, delivery: Delivery, aside: Aside) -> None:
+    def set_aside(self, app: Celery, delivery: Delivery, aside: Aside, error: str) -> None:
         """Keep the message as a dead letter, and say so."""
         self.action, self.aside = Action.SET_ASIDE, aside
         logger.error(
-            "Task %s[%s] is set aside, because %s. Look at it with: %s dead show %s",
+            "Task %s[%s] is set aside, because %s (%s). Look at it with: %s dead show %s",
             delivery.task,
             delivery.task_id,
             in_words(aside.reason, delivery.deaths + aside.died),
+            error.rstrip("."),
             Program.of(app).command,
             delivery.task_id,
         )
@@ -178,8 +180,7 @@ class Requests:
         misfit = _misfit(task, args, kwargs)
         if misfit is not None:
             request = self.as_request(delivery, envelope, verdict)
-            self._refuse_call(delivery, request, Context(context), misfit, verdict)
-            return
+            return self._refuse_call(delivery, request, misfit, verdict)
         self._send_event(delivery, "task-started")
         with self.app_context():
             retval, info, runtime, retstr = task.__trace__(delivery.task_id, args, kwargs, context)
@@ -219,21 +220,13 @@ class Requests:
             self._set_aside(delivery, Reason.REJECTED, exc, verdict, traceback=einfo.traceback)
 
     def _refuse_call(
-        self, delivery: Delivery, request: Request, context: Context, exc: Any, verdict: Verdict
+        self, delivery: Delivery, request: Request, exc: Exception, verdict: Verdict
     ) -> None:
-        """Have the task fail whose arguments do not fit it, without running it.
-
-        It fails as from within its tracer, which would retry it for ``autoretry_for``.
-        """
-        task = request.task
-        with self.app_context():
-            task.request_stack.push(context)
-            try:
-                failed = TraceInfo(states.FAILURE, exc)
-                einfo = failed.handle_failure(task, context, store_errors=request.store_errors)
-            finally:
-                task.request_stack.pop()
-        request.on_failure(_unwrapped(einfo), return_ok=True)
+        """Have the task fail whose arguments do not fit it, without running or retrying it."""
+        einfo = failure(exc)
+        with self.app_context(), _current(request) as context:
+            record_failure(request, exc, einfo)
+            request.task.on_failure(exc, request.id, context.args, context.kwargs, einfo)
         self._set_aside(delivery, Reason.SIGNATURE, exc, verdict)
 
     def _announce(self, delivery: Delivery, envelope: Envelope) -> None:
@@ -316,9 +309,9 @@ class Requests:
     ) -> None:
         kind = type(exc).__name__
         # A Reject as text is the tuple of its arguments.
-        error = f"{kind}: {exc.reason if isinstance(exc, Reject) else exc}"
+        error = f"{kind}: {getattr(exc, 'reason', exc) if isinstance(exc, Reject) else exc}"
         ended = incident(self.hostname, os.getpid(), kind, **details)
-        verdict.set_aside(self._app, delivery, set_aside(reason, error, ended))
+        verdict.set_aside(self._app, delivery, set_aside(reason, error, ended), error)
 
     def as_request(self, delivery: Delivery, envelope: Envelope, verdict: Verdict) -> Request:
         """Return Celery's own request for a delivery.
@@ -389,21 +382,33 @@ def as_message(
 
 def record_failure(request: Request, exc: BaseException, einfo: ExceptionInfo) -> None:
     """Store and tell that a task failed, where Celery's tracer does not."""
-    task, context = request.task, request._context
-    context.args, context.kwargs, _ = request._payload
-    task.backend.mark_as_failure(
-        request.id, exc, einfo.traceback, request=context, store_result=request.store_errors
-    )
-    signals.task_failure.send(
-        sender=task,
-        task_id=request.id,
-        exception=exc,
-        args=context.args,
-        kwargs=context.kwargs,
-        traceback=exc.__traceback__,
-        einfo=einfo,
-    )
+    task = request.task
+    with _current(request) as context:
+        task.backend.mark_as_failure(
+            request.id, exc, einfo.traceback, request=context, store_result=request.store_errors
+        )
+        signals.task_failure.send(
+            sender=task,
+            task_id=request.id,
+            exception=exc,
+            args=context.args,
+            kwargs=context.kwargs,
+            traceback=exc.__traceback__,
+            einfo=einfo,
+        )
     request.send_event("task-failed", exception=repr(exc), traceback=einfo.traceback)
+
+
+@contextmanager
+def _current(request: Request) -> Iterator[Context]:
+    """Make a request the task's own, as those see it who hear of its failure."""
+    context = request._context
+    context.args, context.kwargs, _ = request._payload
+    request.task.request_stack.push(context)
+    try:
+        yield context
+    finally:
+        request.task.request_stack.pop()
 
 
 def failure(exc: BaseException) -> ExceptionInfo:

@@ -143,6 +143,7 @@ WHERE id IN (SELECT value FROM json_each(?));
 DELETE FROM celeriac_results WHERE state <> 'SUCCESS' AND task_id IN (
     SELECT task_id FROM celeriac_messages
     WHERE id IN (SELECT value FROM json_each(?)) AND task_id <> ''
+    UNION ALL SELECT value FROM json_each(?)
 );
 
 -- name: queues_of
