@@ -80,7 +80,7 @@ def show(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show everything that is known of one dead letter."""
     letter = _letters(ctx).get(task_id)
     if letter is None:
-        _unknown([task_id])
+        _unknown(ctx.obj.app, [task_id])
     if as_json:
         click.echo(_json(dataclasses.asdict(letter)))
     else:
@@ -97,7 +97,7 @@ def show(ctx: click.Context, task_id: str, as_json: bool) -> None:
 def retry(ctx: click.Context, task_ids: Sequence[str], every: bool, **filters: str | None) -> None:
     """Put dead letters back into their queues, under their ids."""
     letters = _letters(ctx)
-    ids = _chosen(letters, task_ids, every, filters)
+    ids = _chosen(ctx, task_ids, every, filters)
     click.echo(f"{_count(letters.retry(ids, **filters))} put back to run again.")
 
 
@@ -113,7 +113,7 @@ def discard(
 ) -> None:
     """Delete dead letters for good."""
     letters = _letters(ctx)
-    ids = _chosen(letters, task_ids, every, filters)
+    ids = _chosen(ctx, task_ids, every, filters)
     if every and not yes:
         which = " ".join(f"--{name} {value}" for name, value in filters.items() if value)
         click.confirm(f"Delete all dead letters{which and f' of {which}'} for good?", abort=True)
@@ -128,7 +128,7 @@ def _letters(ctx: click.Context) -> DeadLetters:
 
 
 def _chosen(
-    letters: DeadLetters, task_ids: Sequence[str], every: bool, filters: dict[str, str | None]
+    ctx: click.Context, task_ids: Sequence[str], every: bool, filters: dict[str, str | None]
 ) -> Sequence[str] | None:
     """Return the ids that were named, which must be dead letters; ``None`` for ``--all``."""
     if every == bool(task_ids):
@@ -137,17 +137,18 @@ def _chosen(
         return None
     if any(filters.values()):
         raise click.UsageError("The filters go with --all, not with ids.")
-    unknown = [task_id for task_id in task_ids if letters.get(task_id) is None]
+    unknown = [task_id for task_id in task_ids if _letters(ctx).get(task_id) is None]
     if unknown:
-        _unknown(unknown)
+        _unknown(ctx.obj.app, unknown)
     return task_ids
 
 
-def _unknown(task_ids: Sequence[str]) -> NoReturn:
+def _unknown(app: Any, task_ids: Sequence[str]) -> NoReturn:
     what = "These are no dead letters" if len(task_ids) > 1 else "This is no dead letter"
     raise click.ClickException(
-        f"{what}: {', '.join(task_ids)}. It may have been run again, discarded, or be older than "
-        "30 days; the explain command tells what became of a task."
+        f"{what}: {', '.join(task_ids)}. It may have been run again or discarded, or was set aside "
+        "more than 30 days ago. What became of a task is told by: "
+        f"{Program.of(app).command} explain {task_ids[0]}"
     )
 
 
