@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,16 @@ from contracts import Contract
 from programs import Program
 from waiting import wait_until
 
+from celeriac.aside import incident
+from celeriac.aside import Reason
+from celeriac.aside import set_aside
 from celeriac.dead import DeadLetter
 from celeriac.dead import DeadLetters
+from celeriac.engines import Engine
+from celeriac.engines.base import Action
+from celeriac.engines.base import Outcome
+from celeriac.engines.base import Result
+from celeriac.engines.base import Worker
 
 SOON = 10
 Start = Callable[..., Program]
@@ -33,7 +42,7 @@ def letters(tasks: Any) -> DeadLetters:
     return found
 
 
-def set_aside(letters: DeadLetters, task_id: str) -> DeadLetter:
+def when_dead(letters: DeadLetters, task_id: str) -> DeadLetter:
     """Wait until a task is set aside."""
     return wait_until(lambda: letters.get(task_id), SOON)
 
@@ -60,11 +69,11 @@ def test_what_somebody_may_mend_is_set_aside(
 ) -> None:
     worker = start("-c", "1")
 
-    killing = set_aside(letters, tasks.late_killing.delay().id)
-    lost = set_aside(letters, tasks.needing.delay("absent").id)
-    misfit = set_aside(letters, by_name(tasks, "add", 1, 2, 3).id)
-    rejected = set_aside(letters, tasks.rejecting.delay(requeue=False).id)
-    nonsense = set_aside(letters, unreadable(tasks))
+    killing = when_dead(letters, tasks.late_killing.delay().id)
+    lost = when_dead(letters, tasks.needing.delay("absent").id)
+    misfit = when_dead(letters, by_name(tasks, "add", 1, 2, 3).id)
+    rejected = when_dead(letters, tasks.rejecting.delay(requeue=False).id)
+    nonsense = when_dead(letters, unreadable(tasks))
 
     assert [letter.id for letter in letters.list()] == [
         each.id for each in (killing, lost, misfit, rejected, nonsense)
@@ -135,7 +144,7 @@ def test_dead_letter_that_is_retried_runs_under_its_id(
     result = last.parent
     with pytest.raises(WorkerLostError):
         last.get(timeout=SOON)
-    set_aside(letters, result.id)
+    when_dead(letters, result.id)
 
     contract.let_go(key)
     assert letters.retry(result.id) == 1
@@ -158,7 +167,7 @@ def test_calls_that_do_not_fit_are_neither_run_nor_retried(
         by_name(tasks, "persistent", 1, 2, key=key),
         by_name(tasks, "ignored"),
     ]
-    complaints = [set_aside(letters, each.id).error for each in sent]
+    complaints = [when_dead(letters, each.id).error for each in sent]
     untyped = by_name(tasks, "untyped", 1, 2)
     with pytest.raises(TypeError):
         untyped.get(timeout=SOON)
@@ -187,29 +196,46 @@ def test_task_of_a_worker_that_died_whole_is_set_aside(
     doomed.process.wait()
     start("-c", "1", name="heir")
 
-    letter = set_aside(letters, result.id)
+    letter = when_dead(letters, result.id)
     assert (letter.reason, letter.deaths) == ("lost", 1)
     assert letter.report[0]["worker"] == "doomed@contract"
     assert letter.report[0]["ended"] == "its worker died"
 
 
 def test_a_thousand_are_run_again_within_seconds(
-    tasks: Any, start: Start, letters: DeadLetters
+    tasks: Any, start: Start, letters: DeadLetters, engine: Engine
 ) -> None:
+    ids = [each.id for each in group(tasks.add.s(i, i) for i in range(1000)).delay()]
+    bury(engine)
+    assert states(engine, ids) == {"FAILURE": 1000}
     start("-c", "2")
-    sent = group(tasks.rejecting.s(requeue=False) for _ in range(1000)).delay()
-    sent.join(timeout=50, propagate=False)
-    ids = [each.id for each in sent]
 
     began = time.monotonic()
     assert letters.retry() == 1000
-    results = [tasks.celery.AsyncResult(each).get(timeout=20) for each in ids]
+    wait_until(lambda: states(engine, ids) == {"SUCCESS": 1000}, 30, interval=0.05)
     took = time.monotonic() - began
 
-    print(f"1,000 run again in {took:.2f} s")
-    assert results == ["redelivered"] * 1000
-    # 1 s on an idle machine with two cores; the promise is 5 s.
-    assert took < 5
+    assert letters.list() == []
+    # What a machine with nothing else to do takes at most; it takes 1.5 s with two processors.
+    assert took < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def bury(engine: Engine) -> None:
+    """Set all that waits aside, as a worker does."""
+    engine.register(Worker("gravedigger", "gravedigger@host", os.getpid(), ["celery"], []))
+    aside = set_aside(Reason.LOST, "WorkerLostError: gone", incident("gravedigger@host", 1, "gone"))
+    engine.complete(
+        [
+            Outcome(each, Action.SET_ASIDE, [Result(each.task_id, "FAILURE", b"{}")], aside=aside)
+            for each in engine.claim(["celery"], 1000, worker="gravedigger")
+        ]
+    )
+    engine.deregister("gravedigger")
+
+
+def states(engine: Engine, task_ids: list[str]) -> Counter[str]:
+    """Count the stored results of these tasks by their states."""
+    return Counter(each.state for each in engine.get_results(task_ids).values())
 
 
 #: Two versions of a program. The new one has a task more and one less, and another signature.
