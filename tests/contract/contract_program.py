@@ -286,6 +286,25 @@ def spinning(seconds: float) -> None:
 
 
 @celery.task
+def needing(key: str) -> str:
+    """Die as long as something is missing."""
+    if not (FOLDER / key).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return key
+
+
+@celery.task(bind=True, autoretry_for=(Exception,), default_retry_delay=0)
+def persistent(self: Any, x: int, *, key: str) -> None:
+    journal("persistent", key)
+
+
+@celery.task(typing=False)
+def untyped(x: int) -> int:
+    journal("untyped", x)
+    return x
+
+
+@celery.task
 def deaf() -> None:
     while True:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from collections.abc import Mapping
 
 from .chords import Chords
+from .dead import Dead
 from .transactions import Transactions
 
 #: How long an auto-delete queue may wait for its first consumer (seconds).
@@ -16,17 +17,21 @@ UNUSED = 60.0
 #: How long a clean-up may go on, and how many rows each of its transactions deletes.
 CLEAN_UP = 2.0
 SHARE = 1000
-#: How long chords wait for their parts, and revocations for their messages (seconds).
+#: How long chords wait for their parts, revocations for their messages, and dead letters for
+#: somebody to see to them (seconds).
 KEEP = 30 * 86400.0
 
 
 class Upkeep:
     """Deletes from one queue file."""
 
-    def __init__(self, sql: Mapping[str, str], transactions: Transactions, chords: Chords) -> None:
+    def __init__(
+        self, sql: Mapping[str, str], transactions: Transactions, chords: Chords, dead: Dead
+    ) -> None:
         self._sql = sql
         self._write = transactions.write
         self._chords = chords
+        self._dead = dead
 
     def clean(self, used: Collection[str], now: float) -> None:
         """Delete what expired.
@@ -74,6 +79,7 @@ class Upkeep:
                 chords = db.execute(self._sql["expired_chords"], (now - KEEP,)).fetchall()
                 for (group_id,) in chords:
                     self._chords.drop(db, group_id)
-            more = max(results, groups, len(chords)) >= SHARE
+                letters = self._dead.expire(db, now - KEEP)
+            more = max(results, groups, len(chords), letters) >= SHARE
             if more:
                 time.sleep(0.001)

@@ -33,7 +33,8 @@ claimed. What was started runs again if it is ``acks_late`` (unless ``reject_on_
 explicitly false), and is ``FAILURE(WorkerLostError)`` if it is not, which is Celery's default;
 the error has the words quoted above, and the arguments are kept.
 A thread can not be killed. It is given up, which counts as its death (:mod:`.thread`).
-A message that killed its worker :data:`MAX_DEATHS` times is not run again.
+A message that killed its worker :data:`MAX_DEATHS` times is not run again. It is set aside, as is
+what was started and is not ``acks_late``: a dead letter, which can be run again on purpose.
 
 Whoever acts on a death ends the claim first or records with it; the fence in
 :meth:`~celeriac.engines.base.Engine.complete` lets only one of all win.
@@ -73,6 +74,7 @@ while processes have them mapped kills these (SIGBUS): nothing guards against th
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -81,14 +83,15 @@ from typing import Any
 from typing import NamedTuple
 
 from billiard.exceptions import WorkerLostError
-from celery import signals
 from celery.utils.log import get_logger
 from kombu.utils.encoding import ensure_bytes
 
+from celeriac.aside import incident
+from celeriac.aside import Reason
+from celeriac.aside import set_aside
 from celeriac.collect import collecting
 from celeriac.collect import Collector
 from celeriac.engines import EngineError
-from celeriac.engines.base import Action
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Lost
 from celeriac.engines.base import Outcome
@@ -101,7 +104,9 @@ from .board import Board
 from .child import Settings
 from .memory import Memory
 from .request import failure
+from .request import record_failure
 from .request import Requests
+from .request import Verdict
 
 logger = get_logger(__name__)
 
@@ -156,7 +161,8 @@ class Redelivery:
         for item in lost:
             if not item.hostname:
                 # A stock worker has acknowledged what it started, unless that is ``acks_late``.
-                engine.redeliver([item.delivery], died=True)
+                report = json.dumps(report_of(item, Death(0, ITS_WORKER_DIED, ())))
+                engine.redeliver([item.delivery], died=True, report=report)
             elif item.worker_id not in busy:
                 by_place.setdefault((item.worker_id, item.slot), []).append(item)
         for place, items in by_place.items():
@@ -188,10 +194,9 @@ class Redelivery:
         task = self._settings.app.tasks.get(delivery.task)
         if task is None:
             return  # A worker that knows the task will decide.
-        is_meant = delivery.tag == death.current or death.reason in STOPS
-        why = death.reason if is_meant else ITS_WORKER_DIED
+        why = death.of_task(delivery)
         if why.startswith("time limit "):
-            self._record(delivery, lambda request: request.on_timeout(False, float(why[11:])))
+            self._record(delivery, lambda request, _: request.on_timeout(False, float(why[11:])))
         elif why.startswith("terminated ") and self._is_called_off(delivery):
             # Celery's request announced the revocation when it was terminated.
             engine.complete([Outcome(delivery)])
@@ -203,9 +208,10 @@ class Redelivery:
             name = f"{delivery.task}[{delivery.task_id}]"
             text = "Task %s is run again: process %s died (%s).%s"
             logger.error(text, name, death.pid, why, death.memory_in(delivery))
-            engine.redeliver([delivery], died=True)
+            report = json.dumps(report_of(lost, death))
+            engine.redeliver([delivery], died=True, report=report)
         else:
-            self._fail(lost, death, why)
+            self._fail(lost, death)
 
     def _is_called_off(self, delivery: Delivery) -> bool:
         """Say whether this is the task that was to be terminated, and not one after it."""
@@ -218,64 +224,53 @@ class Redelivery:
         may = task.acks_late and task.reject_on_worker_lost is not False
         return may and delivery.deaths + 1 < MAX_DEATHS
 
-    def _fail(self, lost: Lost, death: Death, why: str) -> None:
-        delivery = lost.delivery
+    def _fail(self, lost: Lost, death: Death) -> None:
+        """Have a task fail that was lost, and set its message aside: it may be run on purpose."""
+        delivery, why = lost.delivery, death.of_task(lost.delivery)
         times = f" It was its death no. {delivery.deaths + 1}." if delivery.deaths else ""
         place = f"process {death.pid} of {lost.hostname}"
         memory = death.memory_in(delivery)
         error = WorkerLostError(f"Worker exited prematurely: {place}, {why}.{memory}{times}")
-        logger.error("Task %s[%s]: %s", delivery.task, delivery.task_id, error)
         einfo = failure(error)
 
-        def fail(request: Any) -> None:
-            task, context = request.task, request._context
-            context.args, context.kwargs, _ = request._payload
-            task.backend.mark_as_failure(
-                request.id,
-                error,
-                einfo.traceback,
-                request=context,
-                store_result=request.store_errors,
-            )
-            signals.task_failure.send(
-                sender=task,
-                task_id=request.id,
-                exception=error,
-                args=context.args,
-                kwargs=context.kwargs,
-                traceback=error.__traceback__,
-                einfo=einfo,
-            )
-            request.send_event("task-failed", exception=repr(error), traceback=einfo.traceback)
+        died = why not in STOPS
+        reason = Reason.DEATHS if delivery.deaths + died >= MAX_DEATHS else Reason.LOST
+        told = f"{type(error).__name__}: {error}"
+        aside = set_aside(reason, told, report_of(lost, death), died=died)
+
+        def fail(request: Any, verdict: Verdict) -> None:
+            record_failure(request, error, einfo)
+            verdict.set_aside(self._settings.app, delivery, aside, told)
 
         self._record(delivery, fail, keep_arguments=True)
 
     def _record(
         self,
         delivery: Delivery,
-        decide: Callable[[Any], None],
+        decide: Callable[[Any, Verdict], None],
         *,
         keep_arguments: bool = False,
     ) -> None:
         """Have Celery's request decide, and record what it decides if we still may."""
-        action = [Action.ACKNOWLEDGE]
+        verdict = Verdict()
         engine = self._settings.engine
         collector = Collector(engine, delivery.task_id, closing=True)
         with collecting(collector), self._requests.app_context():
             try:
                 request = self._requests.as_request(
-                    delivery, Envelope.unpack(delivery.envelope), action
+                    delivery, Envelope.unpack(delivery.envelope), verdict
                 )
-                decide(request)
+                decide(request, verdict)
             except EngineError:
                 raise
             except Exception as exc:  # It would end this worker, and the next that takes it over.
-                self._requests.refuse(delivery, exc)
+                self._requests.refuse(delivery, exc, verdict)
                 keep_arguments = False
         results = collector.results
         if keep_arguments:
             results = [self._with_arguments(each, request) for each in results]
-        outcome = Outcome(delivery, action[0], results, *collector.collected[1:])
+        kept = (verdict.action, results, *collector.collected[1:], verdict.aside)
+        outcome = Outcome(delivery, *kept)
         for part in engine.complete([outcome]).chords:
             self._settings.app.backend.chord_ready(part)
 
@@ -323,6 +318,11 @@ class Death(NamedTuple):
     #: What the child had in memory while it ran that one.
     memory: Memory | None = None
 
+    def of_task(self, delivery: Delivery) -> str:
+        """Return the reason as far as it concerns one of the deliveries."""
+        is_meant = delivery.tag == self.current or self.reason in STOPS
+        return self.reason if is_meant else ITS_WORKER_DIED
+
     @classmethod
     def of(cls, activity: Activity, reason: str, pid: int = 0) -> Death:
         """Return the death of a child that was last seen doing this."""
@@ -334,6 +334,14 @@ class Death(NamedTuple):
         """Return a sentence on the memory, if that is known and is about this delivery."""
         is_known = self.memory is not None and delivery.tag == self.current
         return f" {self.memory}" if is_known else ""
+
+
+def report_of(lost: Lost, death: Death) -> dict[str, Any]:
+    """Return what a dead letter tells of a death."""
+    details = {}
+    if death.memory is not None and lost.delivery.tag == death.current:
+        details = {"memory": death.memory.last, "memory_before": death.memory.before}
+    return incident(lost.hostname, death.pid, death.of_task(lost.delivery), **details)
 
 
 class _Everything(tuple[int, ...]):
