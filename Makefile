@@ -4,10 +4,7 @@
 #   make test-all    the tests on every Python found, and with the lowest Celery and Flask
 #   make faults      kill workers at random and check what was promised; FAULTS holds options
 #   make contention  many producers and workers on one queue file; CONTENTION holds options
-<<<<<<< HEAD
 #   make stops       stop workers under load, as containers are; STOPS holds options
-=======
->>>>>>> faults
 #   make power       cut the power, simulated, and look for what was confirmed; POWER holds options
 #   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
@@ -28,11 +25,7 @@ STOPS ?=
 POWER ?=
 CONTENTION ?=
 
-<<<<<<< HEAD
 .PHONY: test lint tests docs test-all faults contention stops power demo bench format lock clean
-=======
-.PHONY: test lint tests docs test-all faults contention power demo bench format lock clean
->>>>>>> faults
 .DEFAULT_GOAL := test
 
 # pytest last: its summary is the last thing to be read.
@@ -61,12 +54,9 @@ faults: $(VENV)/.installed
 contention: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m contention $(CONTENTION)
 
-<<<<<<< HEAD
 stops: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m stops $(STOPS)
 
-=======
->>>>>>> faults
 power: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m power $(POWER)
 
