@@ -32,6 +32,7 @@ it, for application factories. Everything else is Celery.
 #   replacement.py  the place of a signature in a canvas, where Celery loses it
 #   worker/         claim, run, complete; what happens when a worker dies
 #   explain.py      why a task is not running, and what mends it
+#   health.py       how workers and queues are
 #   collect.py      what a finishing task stores and sends, gathered into one commit
 #   envelope.py     Celery's message protocol, as an engine stores it
 #   stock.py        the classes of Celery that ours derive from, in every version
