@@ -55,11 +55,10 @@ from .redelivery import Redelivery
 from .request import as_message
 from .request import Limits
 from .request import Requests
+from .watchdog import Watchdog
 
 logger = get_logger(__name__)
 
-#: Seconds between two heartbeats in the database.
-HEARTBEAT = 5.0
 #: Seconds between two looks for what dead workers left behind.
 TAKE_OVER = 2.0
 #: Seconds between two refreshments of Celery's picture of the worker.
@@ -170,10 +169,13 @@ class Consumer(stock.Consumer):
         self.terminated: set[str] = set()
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
+        #: How often the loop came by; the watchdog looks at it.
+        self.rounds = 0
         super().__init__(*args, **kwargs)
         # Celery's own looks at a picture of the worker that is drawn only on request, and lets
         # new tasks begin meanwhile. No door: see WorkController.wait_for_soft_shutdown.
         self.controller.wait_for_soft_shutdown = self.wait_for_soft_shutdown
+        self.watchdog = Watchdog(self)
 
     # Starting and stopping
 
@@ -181,6 +183,7 @@ class Consumer(stock.Consumer):
         """Become known, take over what the dead left, and let the children begin."""
         if self._settings is not None:  # A reconnection: the children never noticed.
             return
+        self.watchdog.start()
         self.update_strategies()
         # For the exchanges that they are bound to.
         for queue in self.app.amqp.queues.consume_from.values():
@@ -194,7 +197,6 @@ class Consumer(stock.Consumer):
         self.pool.on_watch = _Chore(TERMINATION, self.terminate_revoked).run_if_due
         self._chores = [
             _Chore(TAKE_OVER, redelivery.take_over),
-            _Chore(HEARTBEAT, lambda: self.engine.heartbeat(self.id)),
             # Celery's heartbeat events tell how much runs and ran.
             _Chore(PICTURE, self.refresh_state),
             _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
@@ -208,6 +210,7 @@ class Consumer(stock.Consumer):
 
     def leave(self) -> None:
         """Be known no more. Called when the children are gone."""
+        self.watchdog.stop()
         if self._settings is not None:
             self.engine.deregister(self.id)
             self._settings.board.close()
@@ -251,6 +254,7 @@ class Consumer(stock.Consumer):
             self.perform_pending_operations()
             nap = self.pool.tick()
             for chore in self._chores:
+                self.rounds += 1
                 chore.run_if_due()
             self._drain(nap)
 
