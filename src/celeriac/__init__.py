@@ -35,6 +35,7 @@ it, for application factories. Everything else is Celery.
 #   explain.py      why a task is not running, and what mends it
 #   aside.py        why a message is set aside instead of run again
 #   dead.py         dead letters: those messages, listed and run again
+#   health.py       how workers and queues are
 #   collect.py      what a finishing task stores and sends, gathered into one commit
 #   stopping.py     whether the worker that runs a task was told to end
 #   envelope.py     Celery's message protocol, as an engine stores it

@@ -45,7 +45,7 @@ class Activity(NamedTuple):
     running: bool
     halted: bool
     held: int
-    #: Grows whenever the child claims and whenever it is through with what it claimed.
+    #: Grows whenever the child looks for work, claims, and is through with what it claimed.
     batch: int
     began: float
     soft_deadline: float

@@ -6,6 +6,7 @@ tracers, ``worker_process_init``), so that whatever hooks into that works.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -45,6 +46,10 @@ logger = get_logger(__name__)
 
 #: The signal by which the parent says that a soft time limit is over, as in Celery.
 SIG_SOFT_LIMIT = signal.SIGUSR1
+
+
+#: The file itself: Celery may put a logger in the place of :data:`sys.stderr`.
+STDERR = 2
 
 
 class Settings(NamedTuple):
@@ -115,6 +120,9 @@ def make_requests(settings: Settings) -> Requests:
 
 def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
     """Be a forked child, from its first instruction to its exit."""
+    if not faulthandler.is_enabled():
+        # One that hangs is ended by SIGABRT, and so writes where; one that crashes does as well.
+        faulthandler.enable(STDERR)
     process_initializer(settings.app, settings.hostname)
     # The child pushes the app context itself; two signals a task cost 6 µs.
     context.disconnect()

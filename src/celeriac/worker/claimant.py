@@ -144,6 +144,7 @@ class Claimant:
 
     def step(self) -> bool:
         """Claim and run one batch; say whether there was anything to run."""
+        self._board.hold(self._slot, 0)  # A sign of life, for the parent's watchdog.
         try:
             self._give_back()
             self.completer.flush()

@@ -64,11 +64,10 @@ from .request import Limits
 from .request import Requests
 from .shutdown import Shutdown
 from .trouble import tell
+from .watchdog import Watchdog
 
 logger = get_logger(__name__)
 
-#: Seconds between two heartbeats in the database.
-HEARTBEAT = 5.0
 #: Seconds between two looks for what dead workers left behind.
 TAKE_OVER = 0.25
 #: Seconds between two looks into the mailbox without a message: its transport has its own chores.
@@ -191,6 +190,8 @@ class Consumer(stock.Consumer):
         self._drain_at = 0.0
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
+        #: How often the loop came by; the watchdog looks at it.
+        self.rounds = 0
         super().__init__(*args, **kwargs)
         self.pool.shutdown = Shutdown(
             own_setting(self.app.conf, "worker_grace_period"),
@@ -200,6 +201,7 @@ class Consumer(stock.Consumer):
         # Celery's own looks at a picture of the worker that is drawn only on request, and lets
         # new tasks begin meanwhile. No door: see WorkController.wait_for_soft_shutdown.
         self.controller.wait_for_soft_shutdown = self.wait_for_soft_shutdown
+        self.watchdog = Watchdog(self)
 
     # Starting and stopping
 
@@ -207,6 +209,7 @@ class Consumer(stock.Consumer):
         """Become known, take over what the dead left, and let the children begin."""
         if self._settings is not None:  # A reconnection: the children never noticed.
             return
+        self.watchdog.start()
         self.update_strategies()
         # For the exchanges that they are bound to.
         for queue in self.app.amqp.queues.consume_from.values():
@@ -221,7 +224,6 @@ class Consumer(stock.Consumer):
         self.pool.on_watch = _Chore(TERMINATION, self.terminate_revoked).run_if_due
         self._chores = [
             _Chore(TAKE_OVER, redelivery.take_over),
-            _Chore(HEARTBEAT, lambda: self.engine.heartbeat(self.id)),
             # Celery's heartbeat events tell how much runs and ran.
             _Chore(PICTURE, self.refresh_state),
             _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
@@ -238,6 +240,7 @@ class Consumer(stock.Consumer):
 
     def leave(self) -> None:
         """Be known no more. Called when the children are gone."""
+        self.watchdog.stop()
         settings, self._settings = self._settings, None
         if settings is None:
             return
@@ -308,9 +311,11 @@ class Consumer(stock.Consumer):
                 time.sleep(PAUSE)
 
     def _turn(self) -> None:
+        self.rounds += 1
         self.perform_pending_operations()
         nap = self.pool.tick()
         for chore in self._chores:
+            self.rounds += 1
             chore.run_if_due()
         self._drain(nap)
 

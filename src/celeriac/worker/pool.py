@@ -181,6 +181,30 @@ class Pool(BasePool):
                 logger.warning("Ending the task of process %s: %s", activity.pid, reason)
                 self._end(slot, activity, signal.SIGKILL, reason)
 
+    def has_entered(self, slot: int, activity: Activity) -> bool:
+        """Say whether a slot's child has begun to look for work."""
+        child = self._children.get(slot)
+        return child is not None and child.pid == activity.pid
+
+    def replace(self, slot: int, reason: str) -> bool:
+        """Have a child that hangs end, and another take its place; say whether that can be done.
+
+        Asked again when that was of no use.
+        """
+        return False
+
+    def abandon(self, patience: float) -> None:
+        """End the children of a worker whose loop hangs, with all locks that it may hold.
+
+        :param patience: how long to wait for the tasks that run (seconds).
+        """
+        self.orders = stopping(self.orders)
+        for child in list(self._children.values()):
+            child.tell(self.orders)
+        deadline = time.monotonic() + patience
+        while self.is_busy() and time.monotonic() < deadline:
+            time.sleep(LOOK)
+
     def activities(self) -> Iterator[tuple[int, Activity]]:
         """Yield slot and activity of each child."""
         if self.settings is not None:

@@ -39,6 +39,8 @@ from .trouble import DAMAGED
 PATIENCE = 0.05
 #: Said of a child that got a SIGKILL which nobody of the worker sent.
 LACKED_MEMORY = ", by the kernel for lack of memory"
+#: How long children that have nothing to do may take to end, when their parent hangs (seconds).
+LEAVE = 3.0
 
 
 class _Process:
@@ -100,6 +102,21 @@ class _Process:
     def end(self, tag: int, signum: int, reason: str) -> None:
         self._reasons.setdefault(signum, reason)
         self._send(signum)
+
+    @property
+    def was_aborted(self) -> bool:
+        """Whether it was told to write where it hangs, and end."""
+        return signal.SIGABRT in self._reasons
+
+    def reap(self, deadline: float) -> None:
+        """Wait for its end, and kill it at the deadline (monotonic seconds)."""
+        try:
+            while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    self._send(signal.SIGKILL)
+                time.sleep(0.01)
+        except ChildProcessError:
+            pass  # The hanging loop was faster.
 
     def why_dead(self) -> str | None:
         self._flush()
@@ -205,6 +222,19 @@ class ProcessPool(Pool):
     def _kill(self, reason: str) -> None:
         for child in list(self._children.values()):
             child.end(0, signal.SIGKILL, reason)
+
+    def replace(self, slot: int, reason: str) -> bool:
+        child = self._children.get(slot)
+        if child is not None:
+            # It answers the first signal by writing where it hangs, unless it is stopped.
+            child.end(0, signal.SIGKILL if child.was_aborted else signal.SIGABRT, reason)
+        return True
+
+    def abandon(self, patience: float) -> None:
+        super().abandon(patience)
+        deadline = time.monotonic() + LEAVE
+        for child in list(self._children.values()):
+            child.reap(deadline)
 
     def on_terminate(self) -> None:
         self.limit = 0

@@ -12,6 +12,9 @@ killed for lack of memory      by the parent, 0.25 s    as below: "signal 9 (SIG
 soft time limit                by the parent, 0.25 s    ``SoftTimeLimitExceeded`` is raised in it
 hard time limit                by the parent, 0.25 s    ``FAILURE(TimeLimitExceeded)``
 revoked with ``terminate``     by the parent, 0.25 s    ``REVOKED``
+its child hangs between tasks  by the watchdog, 21 s    what was not started returns; the child
+                               (:mod:`.watchdog`)       is replaced
+its parent hangs               by the watchdog, 21 s    it may finish; the worker begins anew
 warm shutdown (TERM)           nobody needs to          it finishes; what was not started returns
 ``worker_grace_period`` over   by the parent, at once   as below, but it does not count as a death
 soft shutdown                  by the parent, at once   it has that time; then as with a cold one
