@@ -521,8 +521,13 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def maintain(self, now: float) -> None:
-        """Delete what expired: results, groups, idle queues, revocations, dead workers."""
+    def maintain(self, now: float) -> bool:
+        """Delete what expired: results, groups, idle queues, revocations, dead workers.
+
+        Of what the database must not hold for its size, the oldest results go early, never those
+        of the last minute, and no messages. Takes about half a second at most; says whether more
+        is left to delete. While one of several workers is at it, the others have nothing to do.
+        """
 
     # Reading
 

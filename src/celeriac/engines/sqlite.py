@@ -68,7 +68,7 @@ class SQLiteEngine(Engine):
     """One queue file. See :class:`~celeriac.engines.base.Engine` for what each operation promises.
 
     :param url: ``sqlite:///relative.sqlite3``, ``sqlite:////absolute.sqlite3``, with the
-        options ``durability=full|normal`` and ``busy_timeout=<seconds>``.
+        options ``durability=full|normal``, ``busy_timeout=<seconds>``, ``max_size=<bytes>``.
     """
 
     def __init__(self, url: str) -> None:
@@ -81,7 +81,7 @@ class SQLiteEngine(Engine):
         self._write, self._read = transactions.write, transactions.read
         self._rows = transactions.rows
         self._chords = Chords(self._sql)
-        self._upkeep = Upkeep(self._sql, transactions, self._chords)
+        self._upkeep = Upkeep(self.place, self._sql, transactions, self._chords)
         self._lanes = Lanes(self._sql)
         self._choice = Choice(self._sql, self._lanes)
         # The revoked stamps as of one version of them.
@@ -415,7 +415,7 @@ class SQLiteEngine(Engine):
                 ]
         return lost
 
-    def maintain(self, now: float) -> None:
+    def maintain(self, now: float) -> bool:
         workers = self.list_workers()
         # What a dead worker's child still runs, or nobody has taken over yet, keeps it known.
         claimants = {claimant for _, _, claimant, *_ in self._rows("claimants")}
@@ -423,8 +423,8 @@ class SQLiteEngine(Engine):
             if not worker.alive and worker.id not in claimants:
                 self.deregister(worker.id)
         used = {queue for worker in workers if worker.alive for queue in worker.queues}
-        self._upkeep.clean(used, now)
         self._remove_strays()
+        return self._upkeep.clean(used, now)
 
     # Reading
 
