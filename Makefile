@@ -7,6 +7,8 @@
 #   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
 #   make bench       the benchmarks; BENCH holds their options
+#   make bench-retention   one million tasks: does the queue file stop growing?
+#   make bench-memory      one million tasks: does a producer or a worker grow?
 #   make format      put source in form
 #   make lock        look for newer versions of what `make test` installs
 
@@ -21,7 +23,7 @@ UPSTREAM ?=
 FAULTS ?=
 POWER ?=
 
-.PHONY: test lint tests docs test-all faults power demo bench format lock clean
+.PHONY: test lint tests docs test-all faults power demo bench bench-retention bench-memory format lock clean
 .DEFAULT_GOAL := test
 
 # pytest last: its summary is the last thing to be read.
@@ -58,6 +60,9 @@ demo: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-retention bench-memory: bench-%: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.$* $(BENCH)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -206,6 +206,7 @@ def test_every_statement_is_used_and_can_be_prepared(engine: SQLiteEngine) -> No
         *("claimed_messages", "end_claims", "delete_messages", "restore_ready", "get_results"),
         *("store_result", "revoked", "complete_chord", "chord_parts", "list_tasks_by_id"),
         *("list_claimed_tasks", "list_scheduled_tasks", "expire_results", "forget"),
+        *("trim_results", "last_result"),
     ],
 )
 def test_what_is_done_often_reads_no_whole_table(engine: SQLiteEngine, name: str) -> None:

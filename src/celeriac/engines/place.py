@@ -86,8 +86,8 @@ def _options(url: str, query: str) -> dict[str, Any]:
         else:
             raise EngineConfigurationError(
                 f"{name}={value} in {url} is not understood. The options are durability=full, "
-                "durability=normal, busy_timeout=<seconds> and max_size=<bytes>, such as 500MB or 2GB, "
-                "at least 1MB."
+                "durability=normal, busy_timeout=<seconds> and max_size=<bytes>, such as 500MB or "
+                "2GB, at least 1MB."
             )
     return options
 

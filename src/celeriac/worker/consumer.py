@@ -67,7 +67,7 @@ PICTURE = 2.0
 #: Seconds between two clean-ups, and until the next one when more is left to delete. The first
 #: comes soon, or workers that never live long would never clean up.
 MAINTENANCE = 30.0
-MAINTENANCE_GOES_ON = 0.5
+MAINTENANCE_GOES_ON = 0.1
 #: Seconds between two looks for what expired in a queue where no worker can take it.
 EXPIRY = 2.0
 #: Seconds between two looks for messages that are no tasks.
@@ -199,7 +199,7 @@ class Consumer(stock.Consumer):
             _Chore(HEARTBEAT, lambda: self.engine.heartbeat(self.id)),
             # Celery's heartbeat events tell how much runs and ran.
             _Chore(PICTURE, self.refresh_state),
-            _Chore(MAINTENANCE, self.maintain, first=MAINTENANCE_GOES_ON),
+            _Chore(MAINTENANCE, self.maintain, first=1.0),
             _Chore(CHORD, self._dispatch_chords),
             _Chore(EXPIRY, self.call_off),
             _Chore(TERMINATION, self.terminate_revoked),
