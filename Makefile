@@ -61,8 +61,11 @@ demo: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-retention bench-memory: bench-%: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.$* $(BENCH)
+bench-retention: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.retention $(BENCH)
+
+bench-memory: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.memory $(BENCH)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

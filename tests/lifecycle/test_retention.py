@@ -40,7 +40,9 @@ def start(worker: Callable[..., Program], tmp_path: Path) -> Callable[[str], Pro
     (tmp_path / "quick.py").write_text(PROGRAM)
 
     def start(url: str) -> Program:
-        return worker("-A", "quick", "-c", "1", cwd=tmp_path, env={"URL": url})
+        return worker(
+            "-A", "quick", "-c", "1", "-l", "WARNING", wait=False, cwd=tmp_path, env={"URL": url}
+        )
 
     return start
 

@@ -96,18 +96,18 @@ class Space:
         return spare > STEP
 
     def settle(self) -> None:
-        """Cut the file to its new size, or a log that has grown, and tell what was deleted.
+        """Tell what was deleted, and cut the file to its new size, or a log that has grown.
 
-        The log is carried over by those who write; but while they write all the time, none finds
-        a moment in which it could begin anew. Nor is this certain to find one: then another time.
+        Those who write carry the log over, now and then; in a queue that has become idle nobody
+        does, and while somebody reads or writes it can not be cut. Then this does it next time.
         """
-        if self._gave_back or self._log_size() > LOG_LIMIT:
-            # The first does most of it without keeping anybody from writing.
-            for name in ("carry_over", "truncate_log"):
-                self._rows(name)
-            self._gave_back = False
         if self._trimmed:
             self._tell_of_results()
+        if self._gave_back or self._log_size() > LOG_LIMIT:
+            # The first does most of it without keeping anybody from writing.
+            self._rows("carry_over")
+            ((is_busy, _, _),) = self._rows("truncate_log")
+            self._gave_back = bool(is_busy)
 
     def _excess(self) -> float:
         pages = self._pages()
