@@ -76,7 +76,9 @@ def test_file_stays_below_its_size_though_no_result_expires(
         program = start(url)
 
         wait_until(lambda: engine.queue_sizes()["celery"] == 0, SOON)
-        wait_until(lambda: megabytes(queue_path) <= 2, SOON)
+        wait_until(lambda: "reached its max_size of 2 MB" in program.log, SOON)
+        log = queue_path.with_name(f"{queue_path.name}-wal")
+        wait_until(lambda: megabytes(log) == 0 and 1 < megabytes(queue_path) <= 2, SOON)
         last = engine.get_results([result.results[-1].id])
         assert [each.state for each in last.values()] == ["SUCCESS"]
     assert program.log.count("reached its max_size of 2 MB") == 1
