@@ -9,6 +9,8 @@
 #   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
 #   make bench       the benchmarks; BENCH holds their options
+#   make bench-retention   one million tasks: does the queue file stop growing?
+#   make bench-memory      one million tasks: does a producer or a worker grow?
 #   make format      put source in form
 #   make lock        look for newer versions of what `make test` installs
 
@@ -25,7 +27,8 @@ STOPS ?=
 POWER ?=
 CONTENTION ?=
 
-.PHONY: test lint tests docs test-all faults contention stops power demo bench format lock clean
+.PHONY: test lint tests docs test-all faults contention stops power demo bench bench-retention \
+	bench-memory format lock clean
 .DEFAULT_GOAL := test
 
 # pytest last: its summary is the last thing to be read.
@@ -68,6 +71,12 @@ demo: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-retention: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.retention $(BENCH)
+
+bench-memory: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.memory $(BENCH)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -9,5 +9,7 @@
 ``machine``      what the figures depend on
 ``report``       medians, the Markdown table, the JSON file
 ``apps``         the three programs, as a user would write them
+``retention``    another: does the file stop growing? One million tasks under retention
+``memory``       and another: does a producer or a worker? One million tasks
 ``profile``      a question apart: where the microseconds of one task go
 """

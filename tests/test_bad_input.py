@@ -274,7 +274,8 @@ def test_delay_onto_a_full_disk_raises_and_stores_nothing(tmp_path: Path) -> Non
             "sqlite:////var/queue.db?durabilty=full",
             EngineConfigurationError,
             "durabilty=full in sqlite:////var/queue.db?durabilty=full is not understood. The "
-            "options are durability=full, durability=normal and busy_timeout=<seconds>.",
+            "options are durability=full, durability=normal, busy_timeout=<seconds> and "
+            "max_size=<bytes>, such as 500MB or 2GB, at least 1MB.",
         ),
         (
             "sqllite:///queue.db",

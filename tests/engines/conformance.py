@@ -1269,9 +1269,16 @@ class TestMaintenance:
         ids = [str(number) for number in range(5500)]
         engine.store_results([success(each, expires_at=1.0) for each in ids])
 
-        engine.maintain(time.time())
+        wait_until(lambda: not engine.maintain(time.time()))
 
         assert engine.get_results(ids) == {}
+
+    def test_messages_are_never_cleaned_up(self, engine: Engine) -> None:
+        publish(engine, "a", "b")
+
+        assert engine.maintain(time.time() + 365 * 86400) is False
+
+        assert engine.queue_sizes()["q"] == 2
 
     def test_a_chord_that_never_completes_is_forgotten_in_the_end(self, engine: Engine) -> None:
         engine.set_chord_size("g", 2)

@@ -210,6 +210,7 @@ def test_every_statement_is_used_and_can_be_prepared(engine: SQLiteEngine) -> No
         *("list_claimed_tasks", "list_scheduled_tasks", "expire_results", "forget"),
         *("list_dead_tasks", "expire_dead", "end_dead", "renew", "forget_failures"),
         *("add_report", "forget_expiry", "waiting_tasks", "waiting_expired", "restore_queues"),
+        *("trim_results", "last_result"),
     ],
 )
 def test_what_is_done_often_reads_no_whole_table(engine: SQLiteEngine, name: str) -> None:

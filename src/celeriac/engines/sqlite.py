@@ -67,7 +67,7 @@ class SQLiteEngine(Engine):
     """One queue file. See :class:`~celeriac.engines.base.Engine` for what each operation promises.
 
     :param url: ``sqlite:///relative.sqlite3``, ``sqlite:////absolute.sqlite3``, with the
-        options ``durability=full|normal`` and ``busy_timeout=<seconds>``.
+        options ``durability=full|normal``, ``busy_timeout=<seconds>``, ``max_size=<bytes>``.
     """
 
     def __init__(self, url: str) -> None:
@@ -82,7 +82,7 @@ class SQLiteEngine(Engine):
         self._chords = Chords(self._sql)
         self._dead = Dead(self._sql)
         self._workers = Workers(self._sql, transactions, self._connections)
-        self._upkeep = Upkeep(self._sql, transactions, self._chords, self._dead)
+        self._upkeep = Upkeep(self.place, self._sql, transactions, self._chords, self._dead)
         self._lanes = Lanes(self._sql)
         self._choice = Choice(self._sql, self._lanes)
         # The revoked stamps as of one version of them.
@@ -394,9 +394,10 @@ class SQLiteEngine(Engine):
     def lost(self, worker_id: str | None = None, slot: int | None = None) -> list[Lost]:
         return self._workers.lost(worker_id, slot)
 
-    def maintain(self, now: float) -> None:
-        self._upkeep.clean(self._workers.forget_dead(), now)
+    def maintain(self, now: float) -> bool:
+        used = self._workers.forget_dead()
         self._workers.remove_strays()
+        return self._upkeep.clean(used, now)
 
     # Reading
 

@@ -76,8 +76,10 @@ UPKEEP = 5.0
 PAUSE = 0.25
 #: Seconds between two refreshments of Celery's picture of the worker.
 PICTURE = 2.0
-#: Seconds between two clean-ups.
+#: Seconds between two clean-ups, and until the next one when more is left to delete. The first
+#: comes soon, or workers that never live long would never clean up.
 MAINTENANCE = 30.0
+MAINTENANCE_GOES_ON = 0.02
 #: Seconds between two looks for what expired in a queue where no worker can take it.
 EXPIRY = 2.0
 #: Seconds between two looks for messages that are no tasks.
@@ -226,7 +228,7 @@ class Consumer(stock.Consumer):
             _Chore(TAKE_OVER, redelivery.take_over),
             # Celery's heartbeat events tell how much runs and ran.
             _Chore(PICTURE, self.refresh_state),
-            _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
+            _Chore(MAINTENANCE, self.maintain, first=1.0),
             _Chore(MAINTENANCE, redelivery.remove_boards),
             _Chore(CHORD, self._dispatch_chords),
             _Chore(EXPIRY, self.call_off),
@@ -336,6 +338,13 @@ class Consumer(stock.Consumer):
     def _reap_orphans(self) -> None:
         # The pool's, and beat with -B. This asks for the exit codes of those that have ended.
         self._orphans.reap({process.pid for process in billiard.active_children()})
+
+    def maintain(self) -> float | None:
+        """Clean up; return in how many seconds to go on, if more is left."""
+        # Results may have a file of their own.
+        engines = {self.engine, getattr(self.app.backend, "engine", self.engine)}
+        more = [engine.maintain(time.time()) for engine in engines]
+        return MAINTENANCE_GOES_ON if any(more) else None
 
     def _dispatch_chords(self) -> None:
         for part in self.engine.ready_chords(time.time() - CHORD):
@@ -572,19 +581,23 @@ class Consumer(stock.Consumer):
 
 
 class _Chore:
-    """Something to do every so often."""
+    """Something to do every so often, or sooner if it answers in how many seconds."""
 
-    def __init__(self, interval: float, action: Callable[[], Any]) -> None:
+    def __init__(
+        self, interval: float, action: Callable[[], float | None], *, first: float | None = None
+    ) -> None:
         self._interval = interval
         self._action = action
-        self._due = time.monotonic() + interval
+        self._due = time.monotonic() + (interval if first is None else first)
 
     def run_if_due(self) -> None:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + self._interval
         try:
-            self._action()
+            sooner = self._action()
+            if sooner is not None:
+                self._due = time.monotonic() + sooner
         except EngineError as exc:
             tell(logger, "%s", exc)
         except Exception:
