@@ -20,6 +20,8 @@ BIN := $(VENV)/bin
 # Options for the programs below: `make tests PYTEST=-x`, `make bench BENCH=--help`,
 # `make upstream UPSTREAM="-k chord"`.
 PYTEST ?=
+# How many processes share the tests; `make tests JOBS=0` keeps them in one, for a debugger.
+JOBS ?= auto
 BENCH ?=
 UPSTREAM ?=
 FAULTS ?=
@@ -43,7 +45,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports --no-logo
 
 tests: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W -q -b dirhtml docs docs/_build/dirhtml
