@@ -11,10 +11,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
-from collections.abc import Iterator
 from typing import Any
 from typing import cast
 
@@ -30,7 +28,6 @@ from celery.worker import state
 from celery.worker.consumer import consumer as stock
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.events import Events
-from celery.worker.request import Request
 
 from celeriac import stopping
 from celeriac.config import own_setting
@@ -39,22 +36,21 @@ from celeriac.engines import EngineError
 from celeriac.engines import open_engine
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Outcome
-from celeriac.engines.base import TaskInfo
 from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
 from celeriac.withdrawal import announce
 from celeriac.withdrawal import withdraw
 
-from .board import Activity
 from .board import Board
 from .board import PARENT
 from .child import make_requests
 from .child import Settings
+from .chore import Chore
 from .claimant import Orders
 from .control import handlers
 from .orphans import INIT
 from .orphans import Orphans
-from .pool import Job
+from .picture import Picture
 from .pool import Pool
 from .redelivery import board_path
 from .redelivery import COLD_SHUTDOWN
@@ -144,7 +140,7 @@ class _Pidbox(pidbox.Pidbox):
         c.mailbox = tuple(queue.name for queue in self.consumer.queues)
 
     def on_message(self, body: Any, message: Any) -> None:
-        self.c.refresh_state()
+        self.c.picture.refresh()
         super().on_message(body, message)
 
 
@@ -182,9 +178,9 @@ class Consumer(stock.Consumer):
         self.engine: Engine = open_engine(kwargs["app"].conf.broker_read_url)
         self.id = uuid.uuid4().hex
         self.started_at = time.time()
-        self._settings: Settings | None = None
+        self.settings: Settings | None = None
         self._requests: Requests | None = None
-        self._chores: list[_Chore] = []
+        self._chores: list[Chore] = []
         self._orphans = Orphans(kwargs["pool"].patience)
         #: Running tasks that were told to end.
         self.terminated: set[str] = set()
@@ -192,6 +188,7 @@ class Consumer(stock.Consumer):
         self._drain_at = 0.0
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
+        self.picture = Picture(self)
         #: How often the loop came by; the watchdog looks at it.
         self.rounds = 0
         super().__init__(*args, **kwargs)
@@ -209,7 +206,7 @@ class Consumer(stock.Consumer):
 
     def start_children(self) -> None:
         """Become known, take over what the dead left, and let the children begin."""
-        if self._settings is not None:  # A reconnection: the children never noticed.
+        if self.settings is not None:  # A reconnection: the children never noticed.
             return
         self.watchdog.start()
         self.update_strategies()
@@ -218,32 +215,32 @@ class Consumer(stock.Consumer):
             queue(self.connection.default_channel).declare()
         # Known before there is a board: others delete the boards of those they do not know.
         self.register()
-        self._settings = settings = self._make_settings()
+        self.settings = settings = self._make_settings()
         self.pool.shutdown.watch(settings.board)
         self._requests = make_requests(settings)
         redelivery = Redelivery(settings, self._requests, self.engine.folder)
         self.pool.on_death = redelivery.child_died
-        self.pool.on_watch = _Chore(TERMINATION, self.terminate_revoked).run_if_due
+        self.pool.on_watch = Chore(TERMINATION, self.terminate_revoked).run_if_due
         self._chores = [
-            _Chore(TAKE_OVER, redelivery.take_over),
+            Chore(TAKE_OVER, redelivery.take_over),
             # Celery's heartbeat events tell how much runs and ran.
-            _Chore(PICTURE, self.refresh_state),
-            _Chore(MAINTENANCE, self.maintain, first=1.0),
-            _Chore(MAINTENANCE, redelivery.remove_boards),
-            _Chore(CHORD, self._dispatch_chords),
-            _Chore(EXPIRY, self.call_off),
-            _Chore(TERMINATION, self.terminate_revoked),
-            _Chore(STRANGERS, self.refuse_strangers),
+            Chore(PICTURE, self.picture.refresh),
+            Chore(MAINTENANCE, self.maintain, first=1.0),
+            Chore(MAINTENANCE, redelivery.remove_boards),
+            Chore(CHORD, self._dispatch_chords),
+            Chore(EXPIRY, self.call_off),
+            Chore(TERMINATION, self.terminate_revoked),
+            Chore(STRANGERS, self.refuse_strangers),
         ]
         if os.getpid() == INIT:
-            self._chores.append(_Chore(ZOMBIES, self._reap_orphans))
+            self._chores.append(Chore(ZOMBIES, self._reap_orphans))
         redelivery.take_over()
         self.pool.prepare(settings, self._orders())
 
     def leave(self) -> None:
         """Be known no more. Called when the children are gone."""
         self.watchdog.stop()
-        settings, self._settings = self._settings, None
+        settings, self.settings = self.settings, None
         if settings is None:
             return
         stopping.look_no_more(self.app)
@@ -258,7 +255,7 @@ class Consumer(stock.Consumer):
             if self.pool.slots():
                 raise EngineError("What the worker held could not be handed back in time.")
             self.engine.deregister(self.id)
-            return not self._claimed()
+            return not self.picture.claimed()
         except EngineError as exc:
             # The board stays: it tells the next worker what had begun.
             logger.critical("%s The next worker that runs or starts takes it over.", exc)
@@ -275,7 +272,7 @@ class Consumer(stock.Consumer):
                 id=self.id,
                 hostname=self.hostname,
                 pid=os.getpid(),
-                queues=self._queues(),
+                queues=self.queues(),
                 tasks=frozenset(self.app.tasks),
                 concurrency=self.pool.limit or 1,
             )
@@ -355,7 +352,7 @@ class Consumer(stock.Consumer):
     def send_orders(self) -> None:
         """Tell the children what may have changed: queues, rates, limits, events."""
         orders = self._orders()
-        if self._settings is not None and orders != self.pool.orders and not self.pool.orders.stop:
+        if self.settings is not None and orders != self.pool.orders and not self.pool.orders.stop:
             self.pool.command(orders)
             self.register()
 
@@ -391,7 +388,7 @@ class Consumer(stock.Consumer):
 
     def reset_rate_limits(self) -> None:
         """Let changed rate limits take effect."""
-        if getattr(self, "_settings", None) is not None:
+        if getattr(self, "settings", None) is not None:
             self.send_orders()
 
     def _update_prefetch_count(self, index: int = 0) -> None:
@@ -399,7 +396,7 @@ class Consumer(stock.Consumer):
 
     def _orders(self) -> Orders:
         return Orders(
-            queues=self._queues(),
+            queues=self.queues(),
             rates=dict(self._rates()),
             limits={
                 name: (task.soft_time_limit, task.time_limit)
@@ -410,7 +407,8 @@ class Consumer(stock.Consumer):
             events=self._wants_task_events(),
         )
 
-    def _queues(self) -> tuple[str, ...]:
+    def queues(self) -> tuple[str, ...]:
+        """Return the names of the queues that the worker consumes from."""
         # By their names: a queue for broadcasts is known by another, and has one of its own.
         return tuple(queue.name for queue in self.app.amqp.queues.consume_from.values())
 
@@ -460,12 +458,12 @@ class Consumer(stock.Consumer):
 
         It may have come too early, or not at all; and in a solo worker nobody reads it.
         """
-        claimed = self._claimed()
+        claimed = self.picture.claimed()
         self.terminated &= {info.task_id for info in claimed}
         wanted = self.engine.revocations([info.task_id for info in claimed]).signals
         if not wanted:
             return
-        for request, activity in self._running(claimed):
+        for request, activity in self.picture.running(claimed):
             signum = wanted.get(request.id)
             if signum and request.id not in self.terminated and activity is not None:
                 self.terminated.add(request.id)
@@ -474,7 +472,7 @@ class Consumer(stock.Consumer):
     def refuse_strangers(self) -> None:
         """Delete what is no task from the queues of tasks, as Celery's worker does."""
         nameless = frozenset([""])
-        for delivery in self.engine.claim(self._queues(), 100, worker=self.id, tasks=nameless):
+        for delivery in self.engine.claim(self.queues(), 100, worker=self.id, tasks=nameless):
             try:
                 self._report_stranger(delivery)
             except Exception:  # Its headers are nonsense.
@@ -485,120 +483,3 @@ class Consumer(stock.Consumer):
         message = as_message(delivery, Envelope.unpack(delivery.envelope))
         logger.warning(stock.UNKNOWN_FORMAT, self._message_report(delivery.body, message))
         signals.task_rejected.send(sender=self, message=message, exc=None)
-
-    # What others ask
-
-    def refresh_state(self) -> None:
-        """Fill in Celery's picture of the worker, which remote control reads, from the store."""
-        state.requests.clear()
-        state.reserved_requests.clear()
-        state.active_requests.clear()
-        if self._settings is None:
-            return
-        self._held = []  # The sets of Celery's picture are weak.
-        for request, activity in self._running(self._claimed()):
-            self._held.append(request)
-            state.task_reserved(request)
-            if activity is not None:
-                state.active_requests.add(request)
-        self._refresh_totals()
-
-    def scheduled(self) -> list[dict[str, Any]]:
-        """Return the tasks in our queues that are not due yet, as ``inspect scheduled`` does."""
-        infos = self.engine.list_tasks(queues=self._queues(), status="scheduled")
-        return [
-            {
-                "eta": request.eta.isoformat() if request.eta else None,
-                "priority": 6,
-                "request": request.info(),
-            }
-            for request in map(self._as_request, infos)
-            if request is not None
-        ]
-
-    def _claimed(self) -> list[TaskInfo]:
-        return self.engine.list_tasks(worker=self.id, status="claimed")
-
-    def _running(self, claimed: Iterable[TaskInfo]) -> Iterator[tuple[Request, Activity | None]]:
-        """Yield Celery's request for each claimed task, and who runs it, if anybody does."""
-        running = {
-            activity.started[-1]: activity
-            for _, activity in self.pool.activities()
-            if activity.running and activity.started
-        }
-        for info in claimed:
-            request = self._as_request(info)
-            if request is None:
-                continue
-            activity = running.get(info.tag)
-            if activity is not None:
-                request.worker_pid = Job.of(activity)
-                request.time_start = time.time() - (time.monotonic() - activity.began)
-                request.acknowledged = not request.task.acks_late
-            yield request, activity
-
-    def waiting(self, task_ids: Iterable[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Return state and description of the tasks in our queues that nobody runs yet."""
-        infos = self.engine.list_tasks(task_ids=list(task_ids), queues=self._queues())
-        waiting = [(info, self._as_request(info)) for info in infos if info.status != "claimed"]
-        return {info.task_id: (info.status, request.info()) for info, request in waiting if request}
-
-    def _refresh_totals(self) -> None:
-        assert self._settings is not None
-        totals = self._settings.board.totals()
-        state.total_count.clear()
-        state.total_count.update(totals)
-        state.all_total_count[:] = [sum(totals.values())]
-
-    def _as_request(self, info: TaskInfo) -> Request | None:
-        if info.task not in self.app.tasks:
-            return None
-        delivery = Delivery(
-            info.tag,
-            0,
-            info.queue,
-            info.envelope,
-            info.body,
-            info.task,
-            info.task_id,
-            info.priority,
-            info.deaths,
-            info.deaths > 0,
-            None,
-        )
-        try:
-            return Request(
-                as_message(delivery, Envelope.unpack(info.envelope)),
-                app=self.app,
-                hostname=self.hostname,
-                task=self.app.tasks[info.task],
-                eventer=self.event_dispatcher,
-                on_ack=lambda *_: None,
-                on_reject=lambda *_: None,
-            )
-        except Exception:  # Its headers are nonsense; what else runs is to be seen all the same.
-            return None
-
-
-class _Chore:
-    """Something to do every so often, or sooner if it answers in how many seconds."""
-
-    def __init__(
-        self, interval: float, action: Callable[[], float | None], *, first: float | None = None
-    ) -> None:
-        self._interval = interval
-        self._action = action
-        self._due = time.monotonic() + (interval if first is None else first)
-
-    def run_if_due(self) -> None:
-        if time.monotonic() < self._due:
-            return
-        self._due = time.monotonic() + self._interval
-        try:
-            sooner = self._action()
-            if sooner is not None:
-                self._due = time.monotonic() + sooner
-        except EngineError as exc:
-            tell(logger, "%s", exc)
-        except Exception:
-            logger.exception("The worker goes on after an error of its own")
