@@ -10,6 +10,7 @@ import errno
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -44,7 +45,7 @@ class Place:
     #: How long an operation waits for the lock before it fails (seconds).
     busy_timeout: float = 30.0
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The folder beside the file, for the bell and the presence files."""
         return self.path.with_name(self.path.name + ".d")
