@@ -9,5 +9,6 @@
 ``machine``      what the figures depend on
 ``report``       medians, the Markdown table, the JSON file
 ``apps``         the three programs, as a user would write them
-``profile``      a question apart: where the microseconds of one task go
+``publishing``   a question apart: enqueuing against that limit, in turns
+``profile``      another: where the microseconds of one task go
 """
