@@ -11,5 +11,6 @@
 ``apps``         the three programs, as a user would write them
 ``retention``    another: does the file stop growing? One million tasks under retention
 ``memory``       and another: does a producer or a worker? One million tasks
-``profile``      a question apart: where the microseconds of one task go
+``publishing``   a question apart: enqueuing against that limit, in turns
+``profile``      another: where the microseconds of one task go
 """

@@ -242,8 +242,8 @@ def test_delay_onto_a_full_disk_raises_and_stores_nothing(tmp_path: Path) -> Non
     task = celery.task(echo)
     task.delay("before")
     engine = open_engine(celery.conf.broker_url)
-    with engine._connections.get() as connection:  # type: ignore[attr-defined]
-        connection.db.execute("PRAGMA max_page_count = 60")
+    connection = engine._connections.get()  # type: ignore[attr-defined]
+    connection.db.execute("PRAGMA max_page_count = 60")
 
     with pytest.raises(OperationalError) as caught:
         task.delay("x" * 500_000)

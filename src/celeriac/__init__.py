@@ -19,6 +19,7 @@ it, for application factories. Everything else is Celery.
 #   logs.py         whose logging a worker uses, and which task wrote a record
 #   coroutines.py   `async def` tasks
 #   greenlets.py    the same with gevent
+#   template.py     the messages of plain calls, made once and filled in
 #   publish.py      the short way from apply_async() to the queue
 #   control.py      revocations that outlast the workers
 #   withdrawal.py   what was called off or expired, taken out of its queue
@@ -44,7 +45,7 @@ it, for application factories. Everything else is Celery.
 #   warning.py      who a warning is for
 #   exceptions.py   what can go wrong
 #
-# A task's life reads in that order: task → publish → engines → worker → backend.
+# A task's life reads in that order: task → template → publish → engines → worker → backend.
 
 from __future__ import annotations
 

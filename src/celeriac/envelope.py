@@ -28,7 +28,8 @@ from .engines.base import Message
 
 # kombu's own dumps() and loads() make a new encoder or decoder for each call: 7.6 µs instead of
 # 5.0 for the envelope of a small task.
-_encode = JSONEncoder().encode
+#: kombu's JSON.
+encode = JSONEncoder().encode
 _decode = json.JSONDecoder(object_hook=object_hook).decode
 
 # How arguments look in logs and events. Celery's own saferepr() is not for this layer.
@@ -55,7 +56,7 @@ class Envelope(NamedTuple):
         kombu's JSON is used, as every other virtual transport does: dates, UUIDs and decimals
         in headers survive it.
         """
-        return _encode(self)
+        return encode(self)
 
     @classmethod
     def unpack(cls, text: str) -> Envelope:
@@ -119,7 +120,7 @@ def _from_protocol_1(envelope: Envelope, body: Any) -> tuple[Envelope, str] | No
         headers |= {name: _with_offset(headers[name]) for name in ("eta", "expires")}
     headers |= {"argsrepr": _shown(args), "kwargsrepr": _shown(kwargs)}
     embed = {name: task.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
-    return envelope._replace(headers=headers), _encode([args, kwargs, embed])
+    return envelope._replace(headers=headers), encode([args, kwargs, embed])
 
 
 _KEPT_FROM_PROTOCOL_1 = ("eta", "expires", "group", "group_index", "retries", "timelimit")

@@ -62,6 +62,17 @@ class AMQP(amqp.AMQP):
             return publish(*args, **kwargs)
 
 
+def publish(engine: Engine, messages: list[Message]) -> None:
+    """Publish messages as a producer does, who has kombu's errors.
+
+    :raises kombu.exceptions.OperationalError: when the engine can not.
+    """
+    try:
+        collect.publish(engine, messages)
+    except EngineError as exc:
+        raise OperationalError(str(exc)) from exc
+
+
 class EngineProducer(kombu.Producer):
     """Kombu's producer where the broker is an engine: it needs no connection and no channel.
 
@@ -77,16 +88,16 @@ class EngineProducer(kombu.Producer):
         # Kombu's would ask for a channel.
         self.app = app
         self.engine: Engine = app.amqp.engine
-        self._shared: list[Message] | None = None
+        #: The messages that wait for the end of the ``with`` block; see :meth:`share`.
+        self.shared: list[Message] | None = None
 
     def __enter__(self) -> EngineProducer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        messages, self._shared = self._shared, None
+        messages, self.shared = self.shared, None
         if messages and kind is None:
-            with self._reraise_as_library_errors():
-                collect.publish(self.engine, messages)
+            publish(self.engine, messages)
 
     def share(self) -> EngineProducer:
         """Publish from now on at the end of the ``with`` block, all messages at once or none.
@@ -94,9 +105,16 @@ class EngineProducer(kombu.Producer):
         Celery's ``group`` acquires one producer and hands it to the ``apply_async`` of each of
         its members, which is where :meth:`Celeriac.producer_or_acquire` calls this.
         """
-        if self._shared is None:
-            self._shared = []
+        if self.shared is None:
+            self.shared = []
         return self
+
+    def send(self, messages: list[Message]) -> None:
+        """Publish messages that are packed already."""
+        if self.shared is None:
+            collect.publish(self.engine, messages)
+        else:
+            self.shared += messages
 
     @cached_property
     def channel(self) -> Any:  # type: ignore[override]  # Kombu's can be replaced.
@@ -138,11 +156,7 @@ class EngineProducer(kombu.Producer):
         properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
         message = Envelope(headers, properties, content_type, content_encoding).message(body)
         queues = self._route(exchange, routing_key, declare or ())
-        messages = [message._replace(queue=queue) for queue in queues]
-        if self._shared is None:
-            collect.publish(self.engine, messages)
-        else:
-            self._shared += messages
+        self.send([message._replace(queue=queue) for queue in queues])
 
     def _route(self, exchange: str, routing_key: str, declare: Any) -> tuple[str, ...]:
         if not exchange:

@@ -6,12 +6,15 @@ Celery's, and so is :meth:`AsyncResult.exists` from Celery 5.7 on.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from celery import states
+from celery.app import app_or_default
 from celery.backends.base import DisabledBackend
+from vine import promise
 
 from . import stock
 from .engines import is_engine_url
@@ -22,7 +25,29 @@ T = TypeVar("T", covariant=True)
 class AsyncResult(stock.AsyncResult[T]):
     """Celery's result of a task, with a reason."""
 
-    if not TYPE_CHECKING:  # The type of get() stays Celery's.
+    if not TYPE_CHECKING:  # The types stay Celery's.
+
+        def __init__(
+            self,
+            id: str,
+            backend: Any = None,
+            task_name: str | None = None,
+            app: Any = None,
+            parent: Any = None,
+        ) -> None:
+            # As Celery's, but for the promise behind then(), which costs more than all the rest.
+            if id is None:
+                super().__init__(id)  # Celery says why not.
+            self.app = app_or_default(app or self.app)
+            self.id = id
+            self.backend = backend or self.app.backend
+            self.parent = parent
+            self._cache = None
+            self._ignored = False
+
+        @cached_property
+        def on_ready(self) -> Any:
+            return promise(self._on_fulfilled, weak=True)
 
         def get(self, *args: Any, **kwargs: Any) -> Any:
             # Celery returns None at once for a result that is not kept, which is easily taken

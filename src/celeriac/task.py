@@ -1,10 +1,11 @@
 """The base class of tasks: ``delay()`` and ``apply_async()`` start here.
 
-It adds six things to Celery's. The types of a task's own arguments and result; the app context
+It adds seven things to Celery's. The types of a task's own arguments and result; the app context
 of a plain call; the choice of the Celery app, where several Flask apps share their tasks; an
-error that names the argument which JSON cannot hold; back-off in ``retry()``; and ``stopping``,
-by which a long task knows that its worker is to end. From here a
-call goes on into ``Celery.send_task``, and from there to :mod:`celeriac.publish` or to kombu.
+error that names the argument which JSON cannot hold; ``delay_many()``; back-off in ``retry()``;
+and ``stopping``, by which a long task knows that its worker is to end. From here a call goes on to
+:mod:`celeriac.template`, or into ``Celery.send_task`` and from there to :mod:`celeriac.publish` or
+to kombu.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import enum
 import inspect
 import os
 from collections.abc import Coroutine
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -39,6 +41,8 @@ from . import replacement
 from . import stock
 from . import stopping
 from .context import app_context
+from .template import send_many_shortly
+from .template import send_shortly
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
@@ -66,6 +70,8 @@ class Task(stock.Task[P, R]):
     _from_settings: tuple[str, ...]
     #: The function and the options that it was declared with, unless it was declared as a class.
     declared: tuple[Any, dict[str, Any]] | None = None
+    #: The template of its plain calls, and what it was made of: see :mod:`celeriac.template`.
+    _template: tuple[Any, Any] = (None, None)
     _app: Any
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -116,11 +122,41 @@ class Task(stock.Task[P, R]):
         task = self._in_current_app()
         send: Any = super(Task, task).apply_async
         try:
-            return cast("AsyncResult[R]", send(args, kwargs, *options, **named_options))
+            short = None if options else send_shortly(task, send, args, kwargs, named_options)
+            return cast("AsyncResult[R]", short or send(args, kwargs, *options, **named_options))
         except EncodeError as exc:
             if isinstance(exc, ArgumentError):
                 raise
             raise next(_culprits(task, args, kwargs, named_options), exc) from exc
+
+    def delay_many(
+        self,
+        calls: Iterable[tuple[Any, ...] | list[Any] | Mapping[str, Any]],
+        **options: Any,
+    ) -> list[AsyncResult[R]]:
+        """Enqueue the task once for each of ``calls``; return their results in the same order.
+
+        With an engine as the broker, all are stored in one transaction or none is, also when
+        ``calls`` itself raises. With any other they are sent one after another.
+
+        .. code-block:: python
+
+            send_reminder.delay_many([(user.id,) for user in users], queue="mail")
+
+        :param calls: for each call its arguments: a tuple, or a dictionary by their names.
+        :param options: those of :meth:`apply_async`, for all of them.
+        """
+        task = self._in_current_app()
+        listed = [_args_and_kwargs(call) for call in calls]
+        is_ours = listed and type(task).apply_async is Task.apply_async
+        results = send_many_shortly(task, listed, options) if is_ours else None
+        if results is None:
+            with task.app.producer_or_acquire(options.pop("producer", None)) as producer:
+                results = [
+                    task.apply_async(args, kwargs, producer=producer, **options)
+                    for args, kwargs in listed
+                ]
+        return results
 
     def replace(self, sig: Signature[Any]) -> Any:
         """Run ``sig`` in place of this task, under its id and in its chord."""
@@ -240,6 +276,17 @@ if TYPE_CHECKING:
         def __call__(  # type: ignore[override]
             self, *args: P.args, **kwargs: P.kwargs
         ) -> Coroutine[Any, Any, R]: ...
+
+
+def _args_and_kwargs(call: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if isinstance(call, (tuple, list)):
+        return call, {}
+    if isinstance(call, Mapping):
+        return (), call
+    raise TypeError(
+        "delay_many() takes the arguments of each call as a tuple, or as a dictionary by their "
+        f"names, and got {call!r}. For a single argument write [(x,) for x in …]."
+    )
 
 
 def _culprits(

@@ -381,5 +381,4 @@ def test_a_full_disk_loses_nothing_and_workers_go_on(tmp_path: Path) -> None:
 
 
 def limit(engine: SQLiteEngine, pages: int) -> None:
-    with engine._connections.get() as connection:
-        connection.db.execute(f"PRAGMA max_page_count = {pages}")
+    engine._connections.get().db.execute(f"PRAGMA max_page_count = {pages}")

@@ -72,8 +72,7 @@ def claim(engine: SQLiteEngine, limit: int = 100, **options: object) -> list[Del
 
 
 def pragma(engine: SQLiteEngine, name: str) -> object:
-    with engine._connections.get() as connection:
-        return connection.db.execute(f"PRAGMA {name}").fetchone()[0]
+    return engine._connections.get().db.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 def files(path: Path) -> dict[str, Path]:

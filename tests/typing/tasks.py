@@ -73,6 +73,8 @@ def results_have_the_type_of_the_function() -> None:
     assert_type(add.apply((1, 2)), EagerResult[int])
     assert_type(add(1, 2), int)
     assert_type(add.delay(1, 2).explain(), str)
+    assert_type(add.delay_many([(1, 2), (3, 4)], countdown=3), list[AsyncResult[int]])
+    assert_type(greet.delay_many({"name": name} for name in "ab"), list[AsyncResult[str]])
     assert_type(add.AsyncResult("id"), AsyncResult[int])
     assert_type(greet.delay("you", loud=True).get(), str)
     assert_type(greet.apply_async(["you"], {"loud": True}).get(), str)
@@ -113,6 +115,7 @@ def wrong_arguments_are_found() -> None:
     add("1", 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     add.si(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     add.s("1", 2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,reportArgumentType]
+    greet.delay_many(["you"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     fetch.delay()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch.delay(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     download.delay(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ from .place import Place
 from .place import prepare
 from .place import unwritable
 from .presence import Presence
+from .publishers import Publishers
 
 T = TypeVar("T")
 
@@ -75,12 +77,13 @@ class Connection:
         return self._db
 
     def follow(self) -> None:
-        """Open the file anew if another one stands in its place.
+        """Open the file, and open it anew if another one stands in its place.
 
         What is written into a file that somebody removed, nobody would ever read.
         """
         if self._db is not None and _identity(self._path) != self._file:
             self.close()
+        self.db  # noqa: B018  (opens it)
 
     def begin(self, full: bool) -> None:
         """Take the write lock, waiting for it at most the busy timeout."""
@@ -90,11 +93,16 @@ class Connection:
         """Commit; when that fails, the transaction is still to be rolled back."""
         self.db.execute("COMMIT")
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction is open."""
+        return self._db is not None and self._db.in_transaction
+
     def rollback(self) -> None:
         """Undo the transaction, if it is still open: SQLite ends it itself on a full disk."""
         try:
-            if self._db is not None and self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self.is_writing:
+                self.db.execute("ROLLBACK")
         except sqlite3.Error:
             self.close()  # Undoes it, too; and the error that led here is the one to be told.
 
@@ -122,22 +130,15 @@ class Connections:
         self._reset()
         _watch_forks(self)
 
-    @contextmanager
-    def get(self) -> Iterator[Connection]:
-        """Give the calling thread its connection."""
+    def get(self) -> Connection:
+        """Return the calling thread's connection, to be used under its lock."""
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             # A fork holds this lock: none is opened that it would not close.
             with self._lock:
                 connection = self._local.connection = Connection(self._place)
                 self._all.add(connection)
-        with connection.lock:
-            try:
-                connection.follow()
-                connection.db  # noqa: B018  (opens it)
-            except sqlite3.Error as exc:
-                raise explained(exc, self._place) from exc
-            yield connection
+        return connection
 
     @contextmanager
     def sleeper(self) -> Iterator[Sleeper]:
@@ -174,6 +175,8 @@ class Connections:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._local = _thread_local()
+        #: Those of this process who publish.
+        self.publishers = Publishers()
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._held: list[Connection] = []
 
@@ -195,20 +198,19 @@ class Connections:
 
 # Bell and presence are one per file and process, whatever URLs name the file: closing one file
 # descriptor gives up all locks that the process holds on that file.
-_shared: dict[str, tuple[Bell, Presence]] = {}
+_shared: dict[Path, tuple[Bell, Presence]] = {}
 _shared_lock = threading.Lock()
 _forkable: weakref.WeakSet[Connections] = weakref.WeakSet()
 
 
 def _beside(place: Place) -> tuple[Bell, Presence]:
-    key = str(place.folder)
-    both = _shared.get(key)
+    both = _shared.get(place.folder)
     if both is None:
         with _shared_lock:
-            both = _shared.get(key)
+            both = _shared.get(place.folder)
             if both is None:
                 prepare(place)
-                both = _shared[key] = _open_beside(place)
+                both = _shared[place.folder] = _open_beside(place)
     return both
 
 
@@ -221,9 +223,9 @@ def _open_beside(place: Place) -> tuple[Bell, Presence]:
 
 def _close_beside(place: Place) -> None:
     with _shared_lock:
-        bell, presence = _shared.get(str(place.folder), (None, None))
+        bell, presence = _shared.get(place.folder, (None, None))
         if bell is not None and presence is not None and not (bell.in_use or presence.in_use):
-            del _shared[str(place.folder)]
+            del _shared[place.folder]
             bell.close()
             presence.close()
 

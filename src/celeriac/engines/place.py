@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -53,7 +54,7 @@ class Place:
     #: rented machine.
     max_size: int = 4_000_000_000
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The folder beside the file, for the bell and the presence files."""
         return self.path.with_name(self.path.name + ".d")

@@ -2,10 +2,11 @@
 
 Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction
 (:mod:`.transactions`) over the statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is
-how a thread gets its connection and how a fork is survived; :mod:`.choice` is what a claim takes,
-and :mod:`.lanes` what it takes from; :mod:`.chords` counts, :mod:`.dead` sets aside,
-:mod:`.workers` knows who is there, and :mod:`.upkeep` deletes what is over; and what belongs to the
-machine rather than the file, who sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
+how a thread gets its connection and how a fork is survived; :mod:`.publishers` lets threads commit
+together; :mod:`.choice` is what a claim takes, and :mod:`.lanes` what it takes from;
+:mod:`.chords` counts, :mod:`.dead` sets aside, :mod:`.workers` knows who is there, and
+:mod:`.upkeep` deletes what is over; and what belongs to the machine rather than the file, who
+sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import random
 import sqlite3
 import time
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -96,9 +98,7 @@ class SQLiteEngine(Engine):
     # Messages
 
     def publish(self, messages: Sequence[Message]) -> None:
-        durable = not all(message.transient for message in messages)
-        with self._write(durable) as db:
-            self._insert(db, messages)
+        self._connections.publishers.publish(messages, self._commit)
         self._ring_queues(messages)
 
     def claim(
@@ -440,6 +440,11 @@ class SQLiteEngine(Engine):
 
     # Steps of the transactions above
 
+    def _commit(self, messages: Sequence[Message], then: Callable[[], None]) -> None:
+        durable = not all(message.transient for message in messages)
+        with self._write(durable, then) as db:
+            self._insert(db, messages)
+
     def _insert(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
         now = time.time()
         lanes = self._lanes.ensure(db, {(message.queue, message.task) for message in messages})
@@ -457,7 +462,8 @@ class SQLiteEngine(Engine):
             else:
                 scheduled.append((due_at, tag, lane, rank))
         db.executemany(self._sql["insert_ready"], ready)
-        db.executemany(self._sql["insert_scheduled"], scheduled)
+        if scheduled:
+            db.executemany(self._sql["insert_scheduled"], scheduled)
 
     def _claim(
         self,

@@ -27,29 +27,45 @@ class Transactions:
         self._sql = sql
 
     @contextmanager
-    def write(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(
+        self, durable: bool = True, then: Callable[[], None] | None = None
+    ) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its first statement.
 
         What is not durable may be undone by a loss of power, which then undoes it whole: a
         claim, say, returns to its queue. Only the durable ones wait for the disk.
+
+        :param then: called once it is committed, even if a time limit strikes at that moment, as
+            most do that strike at all: that is where the disk is waited for.
         """
-        with self._connections.get() as connection:
+        connection = self._connections.get()
+        with connection.lock:
+            begun = False
             # All of it inside: a time limit may interrupt at any point, and a transaction left
             # open would lock out everyone.
             try:
+                connection.follow()
                 connection.begin(durable and self._place.full)
+                begun = True
                 yield connection.db
                 connection.commit()
+                if then is not None:
+                    then()
             except BaseException as exc:
-                connection.rollback()
                 if isinstance(exc, sqlite3.Error):
+                    connection.rollback()
                     raise explained(exc, self._place) from exc
+                if then is not None and begun and not connection.is_writing:
+                    then()
+                connection.rollback()
                 raise
 
     def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Return what ``read`` returns."""
-        with self._connections.get() as connection:
+        connection = self._connections.get()
+        with connection.lock:
             try:
+                connection.follow()
                 # Readers wait as well: while another process closes the file as its last user,
                 # or recovers it, it has it for itself.
                 return patiently(self._place, lambda: read(connection.db))
