@@ -12,7 +12,10 @@ from pathlib import Path
 
 import psutil
 
-_PACKAGES = ("celeriac", "celery", "kombu", "billiard", "flask", "redis", "hiredis", "sqlalchemy")
+_PACKAGES = (
+    *("celeriac", "celery", "kombu", "billiard", "flask", "redis", "hiredis", "amqp", "sqlalchemy"),
+    *("huey", "rq", "dramatiq", "taskiq", "taskiq-redis", "saq", "procrastinate", "psycopg"),
+)
 _NOT_A_DISK = {"tmpfs", "ramfs", "overlay", "nfs", "nfs4", "cifs", "9p"}
 
 

@@ -1,0 +1,23 @@
+"""Procrastinate on PostgreSQL. It stores no results, so the task appends its answer to a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from procrastinate import App
+from procrastinate import JobContext
+from procrastinate import PsycopgConnector
+
+from benchmarks.apps.body import timed_sum
+
+ANSWERS = Path(os.environ["BENCHMARK_FOLDER"]) / "answers"
+app = App(connector=PsycopgConnector(conninfo=os.environ["BENCHMARK_BROKER_URL"]))
+#: One write appends one line whole, whichever process wrote before.
+_answers = ANSWERS.open("ab", buffering=0)
+
+
+@app.task(pass_context=True)
+async def add_together(context: JobContext, x: int, y: int) -> None:
+    """Add two numbers."""
+    _answers.write(f"{context.job.id} {timed_sum(x, y)}\n".encode())
