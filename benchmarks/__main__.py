@@ -55,7 +55,8 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace, run: Run) -> None:
     """Do all rounds, keeping after each what was found."""
-    machine.refuse_unreal_disk(options.folder)
+    if not options.quick:
+        machine.refuse_unreal_disk(options.folder)
     run.machine = machine.describe(options.folder)
     contenders = [each for each in map(BY_NAME.__getitem__, options.only) if _is_here(each, run)]
     for name in {name for contender in contenders for name in contender.servers}:

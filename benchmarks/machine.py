@@ -55,9 +55,9 @@ def fsync_milliseconds(folder: Path) -> float:
     return statistics.median(times) * 1e3
 
 
-def other_load() -> float:
-    """Return how busy the machine is, in percent of all its processors, over one second."""
-    return float(psutil.cpu_percent(interval=1))
+def other_load(seconds: float) -> float:
+    """Return how busy the machine is, in percent of all its processors, while nothing is done."""
+    return float(psutil.cpu_percent(interval=seconds))
 
 
 def _timed_fsync(descriptor: int) -> float:

@@ -43,7 +43,7 @@ class Server(abc.ABC):
         try:
             socket.create_connection(place, timeout=2).close()
         except OSError as error:
-            return f"no server at {place[0]}:{place[1]} ({error}): name one in {self.variable}"
+            return f"no server at {place[0]}:{place[1]} ({error.strerror or error}): name one in {self.variable}"
         return ""
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ from benchmarks.workloads import WORKLOADS
 
 def run(plan: Plan) -> Figures:
     """Measure; raise if any result is missing or wrong."""
-    load = other_load()
+    load = other_load(min(1.0, plan.rest_seconds))
     with contextlib.closing(Stage(plan)) as stage:
         return {"other_load": load, **WORKLOADS[plan.workload](stage)}
 

@@ -19,7 +19,8 @@ def measure(stage: Stage) -> Figures:
         some = stage.queue.enqueue_each(stage.numbers(stage.plan.singles))
         stage.wait_for_results(some, process)
         stage.answers(some)
-        time.sleep(1)  # the last of the cleaning up is not rest
+        # The last of the cleaning up is not rest.
+        time.sleep(min(1.0, stage.plan.rest_seconds))
         return {
             "start_up": answer.started - began,
             "memory": process.memory(),
