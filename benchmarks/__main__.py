@@ -84,9 +84,9 @@ def _round(
             try:
                 figures = _trial(_plan(contender, workload, folder, options))
             except RuntimeError as error:
-                _tell(str(error))
                 failure = f"{contender.name}, {workload}, round {number}: {_last_line(error)}"
                 run.failures.append(failure)
+                _tell(f"{error}\nfailed: {failure}")
             else:
                 run.trials.append(Trial(contender.name, workload, number, figures))
                 shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())

@@ -43,7 +43,9 @@ class Server(abc.ABC):
         try:
             socket.create_connection(place, timeout=2).close()
         except OSError as error:
-            return f"no server at {place[0]}:{place[1]} ({error.strerror or error}): name one in {self.variable}"
+            where = f"{place[0]}:{place[1]}"
+            why = error.strerror or error
+            return f"no server at {where} ({why}): name one in {self.variable}"
         return ""
 
     @abc.abstractmethod

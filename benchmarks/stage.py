@@ -93,6 +93,11 @@ class Stage:
         """Return a file for what a process writes."""
         return self.folder / f"process-{next(self._logs)}.log"
 
+    def last_words(self) -> str:
+        """Return the end of what each process wrote."""
+        logs = sorted(self.folder.glob("process-*.log"))
+        return "\n".join(log.read_text(errors="replace")[-1000:] for log in logs)
+
     def worker(self) -> contextlib.AbstractContextManager[WorkerProcess]:
         """Run the contender's workers while the block lasts."""
         return running_worker(
@@ -137,8 +142,10 @@ class Stage:
             process.check()
             return self.queue.count_results(ids) == len(ids)
 
-        if not wait_until(stored, _WAIT_SECONDS + tasks / _WAIT_RATE):
-            raise WrongResult(f"not all of {tasks} tasks have a result")
+        seconds = _WAIT_SECONDS + tasks / _WAIT_RATE
+        if not wait_until(stored, seconds):
+            missing = len(ids) - self.queue.count_results(ids)
+            raise WrongResult(f"{missing} of {len(ids)} tasks have no result after {seconds:.0f} s")
 
     def answers(self, sent: Sequence[Sent]) -> list[Answer]:
         """Return what the tasks answered; raise :exc:`WrongResult` unless all are right."""

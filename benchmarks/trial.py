@@ -14,6 +14,7 @@ from benchmarks.machine import other_load
 from benchmarks.stage import Figures
 from benchmarks.stage import Plan
 from benchmarks.stage import Stage
+from benchmarks.stage import WrongResult
 from benchmarks.workloads import WORKLOADS
 
 
@@ -21,7 +22,11 @@ def run(plan: Plan) -> Figures:
     """Measure; raise if any result is missing or wrong."""
     load = other_load(min(1.0, plan.rest_seconds))
     with contextlib.closing(Stage(plan)) as stage:
-        return {"other_load": load, **WORKLOADS[plan.workload](stage)}
+        try:
+            return {"other_load": load, **WORKLOADS[plan.workload](stage)}
+        except WrongResult:
+            print(stage.last_words(), file=sys.stderr)
+            raise
 
 
 if __name__ == "__main__":
