@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace, run: Run) -> None:
-    """Do all rounds, keeping after each what was found."""
+    """Do all rounds, or leave the contenders that are not here out of them."""
     if not options.quick:
         machine.refuse_unreal_disk(options.folder)
     run.machine = machine.describe(options.folder)
@@ -63,7 +63,6 @@ def _measure(options: argparse.Namespace, run: Run) -> None:
         SERVERS[name].refuse_used()
     for number in range(1, options.rounds + 1):
         _round(number, contenders, options, run)
-        run.save(options.output.with_suffix(".json"))
 
 
 def _is_here(contender: Contender, run: Run) -> bool:
@@ -91,6 +90,7 @@ def _round(
                 run.trials.append(Trial(contender.name, workload, number, figures))
                 shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
                 _tell(f"{number}/{options.rounds} {contender.name}, {workload}: {shown}")
+        run.save(options.output.with_suffix(".json"))
 
 
 def _trial(plan: Plan) -> Figures:

@@ -31,7 +31,7 @@ PANELS = (
 )
 
 _WIDTH = 760
-_LABELS = 240
+_LABELS = 250
 _VALUES = 70
 _ROW = 20
 _BAR = 13

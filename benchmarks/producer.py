@@ -56,11 +56,8 @@ class Producers:
 
     def sent(self) -> list[Sent]:
         """Wait until their time is over; return all that they sent."""
-        outputs = [process.communicate()[0] for process in self._processes]
-        return sorted(
-            (Sent(*task) for output in outputs for task in json.loads(output)),
-            key=lambda task: task.at,
-        )
+        sent = [task for process in self._processes for task in _sent(process)]
+        return sorted(sent, key=lambda task: task.at)
 
 
 @contextlib.contextmanager
@@ -91,6 +88,13 @@ def producing(
         for process in running:
             process.kill()
             process.communicate()
+
+
+def _sent(process: subprocess.Popen[str]) -> list[Sent]:
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"a producer ended with {process.returncode}")
+    return [Sent(*task) for task in json.loads(output)]
 
 
 def _start(stage: Stage, order: Order) -> subprocess.Popen[str]:

@@ -14,7 +14,6 @@ from benchmarks.machine import other_load
 from benchmarks.stage import Figures
 from benchmarks.stage import Plan
 from benchmarks.stage import Stage
-from benchmarks.stage import WrongResult
 from benchmarks.workloads import WORKLOADS
 
 
@@ -24,7 +23,7 @@ def run(plan: Plan) -> Figures:
     with contextlib.closing(Stage(plan)) as stage:
         try:
             return {"other_load": load, **WORKLOADS[plan.workload](stage)}
-        except WrongResult:
+        except Exception:
             print(stage.last_words(), file=sys.stderr)
             raise
 

@@ -11,7 +11,11 @@ from benchmarks.apps.body import timed_sum
 from benchmarks.servers import QUEUE
 
 _url = os.environ["BENCHMARK_BROKER_URL"]
-huey = RedisHuey(QUEUE, url=_url) if _url.startswith("redis") else SqliteHuey(QUEUE, filename=_url)
+huey = (
+    RedisHuey(QUEUE, url=_url)
+    if _url.startswith("redis")
+    else SqliteHuey(QUEUE, filename=_url, timeout=30)
+)
 
 
 @huey.task()
