@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -25,8 +26,6 @@ PANELS = (
     Panel("enqueue", "enqueue one by one, tasks/s (more is better)"),
     Panel("enqueue_many", "enqueue many in one call, tasks/s (more is better)"),
     Panel("drain", "drain, tasks/s (more is better)"),
-    Panel("mix", "enqueue and run at once, tasks/s (more is better)"),
-    Panel("start_p50", "from the call to the start at rest, ms (less is better)"),
     Panel("result_p50", "from the call to the result at rest, ms (less is better)"),
 )
 
@@ -36,13 +35,20 @@ _VALUES = 70
 _ROW = 20
 _BAR = 13
 _TITLE = 34
+_FOOT = 24
 _MARGIN = 12
 #: Ours, what is possible, and the others: told apart without colours too, by their names.
 _COLOURS = {"celeriac": "#2f7d32", "limit": "#b9b9b9"}
-_OTHERS = "#5b7fa6"
+_OTHERS = "#33608f"
+#: How much of the colour is left, by the beginning of what survives.
+_SHADES = {"power loss": 1.0, "process death": 0.7, "nothing": 0.4}
+_LEGEND = (
+    "Medians, least to greatest; logarithmic. "
+    "Darker survives more: loss of power, death of a process, nothing."
+)
 _STYLE = (
     "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}"
-    ".background{fill:#fff}.range{stroke:#222;stroke-width:1}"
+    ".legend{font-size:10.5px}.background{fill:#fff}.range{stroke:#222;stroke-width:1}"
 )
 
 
@@ -51,11 +57,10 @@ def svg(run: Run) -> str:
     parts: list[str] = []
     top = _MARGIN
     for panel in PANELS:
-        drawn = list(_panel(run, panel, top))
-        if drawn:
-            parts += drawn
-            top += _TITLE + _ROW * len(_measured(run, panel.figure))
-    height = top + _MARGIN
+        if contenders := [each for each in CONTENDERS if run.values(each.name, panel.figure)]:
+            parts += _panel(run, panel, contenders, top)
+            top += _TITLE + _ROW * len(contenders)
+    height = top + _FOOT + _MARGIN
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
@@ -64,16 +69,14 @@ def svg(run: Run) -> str:
             f"<style>{_STYLE}</style>",
             f'<rect class="background" width="{_WIDTH}" height="{height}"/>',
             *parts,
+            f'<text class="legend" x="{_MARGIN}" y="{top + _FOOT}">{_LEGEND}</text>',
             "</svg>",
             "",
         ]
     )
 
 
-def _panel(run: Run, panel: Panel, top: float) -> Iterator[str]:
-    contenders = _measured(run, panel.figure)
-    if not contenders:
-        return
+def _panel(run: Run, panel: Panel, contenders: Sequence[Contender], top: float) -> Iterator[str]:
     values = [value for each in contenders for value in run.values(each.name, panel.figure)]
     scale = _Scale(min(values), max(values))
     yield f'<text class="title" x="{_MARGIN}" y="{top + 20}">{escape(panel.title)}</text>'
@@ -87,19 +90,16 @@ def _bar(run: Run, panel: Panel, contender: Contender, top: float, scale: _Scale
     assert median is not None
     middle, right = top + _BAR / 2, scale.x(median)
     colour = _COLOURS.get(contender.name.partition("-")[0], _OTHERS)
+    shade = next(value for text, value in _SHADES.items() if contender.durability.startswith(text))
     title = escape(contender.title.replace("`", ""))
     yield f'<text x="{_LABELS - 8}" y="{middle + 4}" text-anchor="end">{title}</text>'
     yield (
         f'<rect x="{_LABELS}" y="{top}" width="{right - _LABELS:.1f}" height="{_BAR}" '
-        f'fill="{colour}"/>'
+        f'fill="{colour}" fill-opacity="{shade}"/>'
     )
     left, end = scale.x(min(values)), scale.x(max(values))
     yield f'<line class="range" x1="{left:.1f}" x2="{end:.1f}" y1="{middle}" y2="{middle}"/>'
     yield f'<text x="{max(right, end) + 6:.1f}" y="{middle + 4}">{number(median)}</text>'
-
-
-def _measured(run: Run, figure: str) -> list[Contender]:
-    return [contender for contender in CONTENDERS if run.values(contender.name, figure)]
 
 
 class _Scale:

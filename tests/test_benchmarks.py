@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pytest
 from benchmarks.apps.body import Answer
 from benchmarks.contenders import BY_NAME
+from benchmarks.contenders import CONTENDERS
 from benchmarks.plot import svg
 from benchmarks.report import markdown
 from benchmarks.run import Run
@@ -145,12 +146,21 @@ def test_tables_compare_round_by_round_and_tell_what_is_missing() -> None:
 
 
 def test_bars_are_drawn_of_what_was_measured() -> None:
-    trial = Trial("limit-full", "enqueue", 1, {"enqueue": 5200.0, "other_load": 0.0})
+    trials = [
+        Trial(contender.name, "enqueue", 1, {"enqueue": speed, "other_load": 0.0})
+        for speed, contender in enumerate(CONTENDERS, start=5200)
+    ]
 
-    drawing = ElementTree.fromstring(svg(Run("", "", {}, [trial])))
+    drawing = ElementTree.fromstring(svg(Run("", "", {}, trials)))
 
     texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts == ["enqueue one by one, tasks/s (more is better)", "raw sqlite3, full", "5,200"]
+    assert texts[:3] == [
+        "enqueue one by one, tasks/s (more is better)",
+        "Celeriac, SQLite, full",
+        "5,200",
+    ]
+    assert {contender.title.replace("`", "") for contender in CONTENDERS} < set(texts)
+    assert "drain, tasks/s (more is better)" not in texts
 
 
 def test_run_is_kept_and_read_again(tmp_path: Path) -> None:
