@@ -30,7 +30,7 @@ def measure(stage: Stage) -> Figures:
             sent = producers.sent()
         stage.wait_for_results(sent, process)
         stage.answers(sent)
-    figures["loaded_rate"] = len(sent) / (sent[-1].at - sent[0].at)
+    figures["loaded_rate"] = len(sent) / plan.call_seconds
     return figures | {f"loaded_{name}": value for name, value in loaded.items()}
 
 
