@@ -57,10 +57,14 @@ def _measure(options: argparse.Namespace, run: Run) -> None:
     """Do all rounds, or leave the contenders that are not here out of them."""
     if not options.quick:
         machine.refuse_unreal_disk(options.folder)
-    run.machine = machine.describe(options.folder)
     contenders = [each for each in map(BY_NAME.__getitem__, options.only) if _is_here(each, run)]
-    for name in {name for contender in contenders for name in contender.servers}:
+    servers = sorted({name for contender in contenders for name in contender.servers})
+    for name in servers:
         SERVERS[name].refuse_used()
+    run.machine = {
+        **machine.describe(options.folder),
+        **{f"{name} server": SERVERS[name].describe() for name in servers},
+    }
     for number in range(1, options.rounds + 1):
         _round(number, contenders, options, run)
 

@@ -141,7 +141,7 @@ def _table(run: Run, title: str, columns: Sequence[Column], contenders: Sequence
 def _notes(run: Run) -> Iterator[str]:
     rounds = max((trial.round for trial in run.trials), default=0)
     yield (
-        f"Medians (least–greatest) of {rounds} rounds, contenders interleaved in shuffled order; "
+        f"{_rounds(rounds)}, contenders interleaved in shuffled order; "
         "two processes for the work; a task that adds two numbers, for Celery and Celeriac in a "
         "Flask app context; results stored, read back and verified."
     )
@@ -153,6 +153,10 @@ def _notes(run: Run) -> Iterator[str]:
     yield f"{run.began}, `{run.command}`."
     yield from (f"Left out: {reason}." for reason in run.left_out)
     yield from (f"**Failed:** {failure}" for failure in run.failures)
+
+
+def _rounds(rounds: int) -> str:
+    return f"Medians (least–greatest) of {rounds} rounds" if rounds > 1 else "One round"
 
 
 def _compared(run: Run) -> Iterator[str]:

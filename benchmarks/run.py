@@ -71,9 +71,11 @@ class Run:
 
 
 def number(value: float | None) -> str:
-    """Return three digits' worth: more would be noise."""
+    """Return three digits' worth, as more would be noise; all digits of what was counted."""
     if value is None:
         return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     if value == 0:
         return "0"
     if value < 10:

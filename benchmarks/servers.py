@@ -49,6 +49,10 @@ class Server(abc.ABC):
         return ""
 
     @abc.abstractmethod
+    def describe(self) -> str:
+        """Return its version, and what decides how durable it is."""
+
+    @abc.abstractmethod
     def refuse_used(self) -> None:
         """Raise :exc:`ValueError` if emptying it would destroy what is somebody's."""
 
@@ -74,6 +78,11 @@ class Redis(Server):
 
     variable = "BENCHMARK_REDIS_URL"
     port = 6379
+
+    def describe(self) -> str:
+        client = connect_redis(self.url)
+        settings = {name: client.config_get(name)[name] for name in ("appendonly", "save")}
+        return _described(client.info("server")["redis_version"], settings)
 
     def refuse_used(self) -> None:
         if connect_redis(self.url).dbsize():
@@ -102,6 +111,12 @@ class RabbitMQ(Server):
     variable = "BENCHMARK_AMQP_URL"
     port = 5672
 
+    def describe(self) -> str:
+        from kombu import Connection
+
+        with Connection(self.url) as connection:
+            return _described(connection.connection.server_properties["version"], {})
+
     def refuse_used(self) -> None:
         return
 
@@ -121,6 +136,14 @@ class PostgreSQL(Server):
 
     variable = "BENCHMARK_POSTGRESQL_URL"
     port = 5432
+
+    def describe(self) -> str:
+        with self._administer() as connection:
+            settings = {
+                name: connection.execute(f"SHOW {name}").fetchone()[0]
+                for name in ("server_version", "fsync", "synchronous_commit")
+            }
+        return _described(settings.pop("server_version"), settings)
 
     def refuse_used(self) -> None:
         with self._administer() as connection:
@@ -165,6 +188,12 @@ def connect_redis(url: str) -> Any:
     import redis
 
     return redis.Redis.from_url(url)
+
+
+def _described(version: str, settings: dict[str, str]) -> str:
+    return " ".join(
+        [version, *(f"({name} {value or 'never'})" for name, value in settings.items())]
+    )
 
 
 def _named(name: str) -> list[psutil.Process]:

@@ -21,7 +21,6 @@ def measure(stage: Stage) -> Figures:
         readable_at = stage.wait_for_results(sent, process)
         cpu = _cpu_seconds(stage, process, sent) - cpu
         answers = stage.answers(sent)
-        figures["stop_seconds"] = process.stop()
     refuse_second_runs(answers)
     figures["drain"] = speed(answers)
     figures["drain_until_readable"] = len(sent) / (readable_at - _first(answers))

@@ -1,4 +1,4 @@
-"""What workers cost that do little: their start, their memory, their processor time at rest."""
+"""What workers cost that do little: their start and end, memory, processor time at rest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ def measure(stage: Stage) -> Figures:
         stage.answers(some)
         # The last of the cleaning up is not rest.
         time.sleep(min(1.0, stage.plan.rest_seconds))
-        return {
+        figures = {
             "start_up": answer.started - began,
             "memory": process.memory(),
             "processes": len(process.tree()),
             "server_memory": stage.server_memory(),
             **_at_rest(stage, process),
         }
+        return {**figures, "stop_seconds": process.stop()}
 
 
 def _at_rest(stage: Stage, process: WorkerProcess) -> Figures:
