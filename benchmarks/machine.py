@@ -55,7 +55,7 @@ def fsync_milliseconds(folder: Path) -> float:
     return statistics.median(times) * 1e3
 
 
-def other_load(seconds: float) -> float:
+def other_load(seconds: float = 1.0) -> float:
     """Return how busy the machine is, in percent of all its processors, while nothing is done."""
     return float(psutil.cpu_percent(interval=seconds))
 
