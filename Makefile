@@ -3,10 +3,14 @@
 #   make test        style, types, layers, docs and tests, on the Python that PYTHON names
 #   make test-all    the tests on every Python found, and with the lowest Celery and Flask
 #   make faults      kill workers at random and check what was promised; FAULTS holds options
+#   make contention  many producers and workers on one queue file; CONTENTION holds options
+#   make stops       stop workers under load, as containers are; STOPS holds options
 #   make power       cut the power, simulated, and look for what was confirmed; POWER holds options
 #   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
 #   make bench       Celeriac beside its peers, measured; BENCH holds the options
+#   make bench-retention   one million tasks: does the queue file stop growing?
+#   make bench-memory      one million tasks: does a producer or a worker grow?
 #   make format      put source in form
 #   make lock        look for newer versions of what `make test` installs
 
@@ -18,12 +22,17 @@ BENCH_VENV ?= .venvs/bench
 # Options for the programs below: `make tests PYTEST=-x`, `make bench BENCH=--help`,
 # `make upstream UPSTREAM="-k chord"`.
 PYTEST ?=
+# How many processes share the tests; `make tests JOBS=0` keeps them in one, for a debugger.
+JOBS ?= auto
 BENCH ?=
 UPSTREAM ?=
 FAULTS ?=
+STOPS ?=
 POWER ?=
+CONTENTION ?=
 
-.PHONY: test lint tests docs test-all faults power demo bench format lock clean
+.PHONY: test lint tests docs test-all faults contention stops power demo bench bench-retention \
+	bench-memory format lock clean
 .DEFAULT_GOAL := test
 
 # pytest last: its summary is the last thing to be read.
@@ -38,7 +47,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports --no-logo
 
 tests: $(VENV)/.installed
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W -q -b dirhtml docs docs/_build/dirhtml
@@ -48,6 +57,12 @@ test-all: $(VENV)/.installed
 
 faults: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
+
+contention: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m contention $(CONTENTION)
+
+stops: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m stops $(STOPS)
 
 power: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python -m power $(POWER)
@@ -60,6 +75,12 @@ demo: $(VENV)/.installed
 
 bench: $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python -m benchmarks $(BENCH)
+
+bench-retention: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.retention $(BENCH)
+
+bench-memory: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.memory $(BENCH)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

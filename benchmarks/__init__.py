@@ -14,4 +14,6 @@
 ``report``       medians, the Markdown tables; ``plot`` draws the bars
 ``profile``      a question apart: where the microseconds of one task go
 ``growth``       another: what one step costs in a file of ever more messages and results
+``retention``    and another: does the file stop growing? One million tasks under retention
+``memory``       and another: does a producer or a worker? One million tasks
 """

@@ -57,11 +57,7 @@ class Contender:
     def environment(self, folder: Path) -> dict[str, str]:
         """Return what the contender's program reads from its environment."""
         broker, results = self.urls(folder)
-        return {
-            "BENCHMARK_BROKER_URL": broker,
-            "BENCHMARK_RESULT_BACKEND": results,
-            "BENCHMARK_FOLDER": str(folder),
-        }
+        return {"BENCHMARK_BROKER_URL": broker, "BENCHMARK_RESULT_BACKEND": results}
 
     def commands(self, folder: Path) -> list[list[str]]:
         """Return the commands that start its workers."""
@@ -270,7 +266,7 @@ CONTENDERS = (
             *("--app", "benchmarks.apps.procrastinate_app.app", "worker", "--concurrency", "10"),
         ),
         broker=POSTGRESQL_URL,
-        results="",
+        results="{folder}/answers",
         workers=CHILDREN,
         servers=("postgresql",),
         packages=("procrastinate", "psycopg"),

@@ -110,7 +110,7 @@ def file_of_a_newer_version(path: Path) -> tuple[Path, str]:
         db.execute(f"PRAGMA application_id = {int.from_bytes(b'Clrc', 'big')}")
         db.execute("PRAGMA user_version = 99")
     return path, (
-        f"The queue file {path} has schema version 99, and this version of Celeriac knows up to 3. "
+        f"The queue file {path} has schema version 99, and this version of Celeriac knows up to 4. "
         "Upgrade Celeriac, or use another queue file."
     )
 
@@ -274,7 +274,8 @@ def test_delay_onto_a_full_disk_raises_and_stores_nothing(tmp_path: Path) -> Non
             "sqlite:////var/queue.db?durabilty=full",
             EngineConfigurationError,
             "durabilty=full in sqlite:////var/queue.db?durabilty=full is not understood. The "
-            "options are durability=full, durability=normal and busy_timeout=<seconds>.",
+            "options are durability=full, durability=normal, busy_timeout=<seconds> and "
+            "max_size=<bytes>, such as 500MB or 2GB, at least 1MB.",
         ),
         (
             "sqllite:///queue.db",

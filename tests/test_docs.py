@@ -214,9 +214,9 @@ def test_every_option_of_the_url_is_documented() -> None:
     with pytest.raises(EngineConfigurationError) as caught:
         open_engine("sqlite:////tmp/queue.sqlite3?colour=red")
     options = set(re.findall(r"(\w+)=(?!red)", str(caught.value)))
-    section = page("configuration").partition("Two options may follow")[2]
+    section = page("configuration").partition("Three options may follow")[2]
 
-    assert options == {"durability", "busy_timeout"}
+    assert options == {"durability", "busy_timeout", "max_size"}
     assert options <= set(re.findall(r"^`(\w+)`$", section, re.MULTILINE))
 
 

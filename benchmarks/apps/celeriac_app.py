@@ -13,6 +13,7 @@ from celeriac import make_celery
 flask_app = Flask("benchmark")
 flask_app.config["CELERY_BROKER_URL"] = os.environ["BENCHMARK_BROKER_URL"]
 flask_app.config["CELERY_RESULT_BACKEND"] = os.environ["BENCHMARK_RESULT_BACKEND"]
+flask_app.config["CELERY_RESULT_EXPIRES"] = float(os.environ.get("BENCHMARK_EXPIRES", 86400))
 celery = make_celery(flask_app)
 
 

@@ -11,10 +11,9 @@ from procrastinate import PsycopgConnector
 
 from benchmarks.apps.body import timed_sum
 
-ANSWERS = Path(os.environ["BENCHMARK_FOLDER"]) / "answers"
 app = App(connector=PsycopgConnector(conninfo=os.environ["BENCHMARK_BROKER_URL"]))
 #: One write appends one line whole, whichever process wrote before.
-_answers = ANSWERS.open("ab", buffering=0)
+_answers = Path(os.environ["BENCHMARK_RESULT_BACKEND"]).open("ab", buffering=0)
 
 
 @app.task(pass_context=True)

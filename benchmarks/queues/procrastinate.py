@@ -11,7 +11,6 @@ import psycopg
 
 from benchmarks.apps.body import Answer
 from benchmarks.apps.procrastinate_app import add_together
-from benchmarks.apps.procrastinate_app import ANSWERS
 from benchmarks.apps.procrastinate_app import app
 from benchmarks.queues.base import Queue
 from benchmarks.queues.base import Sent
@@ -27,7 +26,7 @@ class ProcrastinateQueue(Queue):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._opened = False
-        self._answers = _AnswerFile(ANSWERS)
+        self._answers = _AnswerFile(Path(self.results))
 
     def prepare(self) -> None:
         PostgreSQL(self.broker).create()

@@ -9,6 +9,7 @@ it, for application factories. Everything else is Celery.
 #   extension.py    Celeriac, make_celery: one Celery app per Flask app
 #   cli.py          `flask celery …`: every command of `celery …`, for application factories
 #   commands.py     what `celery …` learns from us
+#   dead_commands.py  one of these: `celery dead`
 #   flower.py       Flower's broker page, for an engine
 #   entry.py        how a program that never imports celeriac finds all this
 #   task.py         the Task base class: delay() and apply_async() start here
@@ -32,7 +33,11 @@ it, for application factories. Everything else is Celery.
 #   replacement.py  the place of a signature in a canvas, where Celery loses it
 #   worker/         claim, run, complete; what happens when a worker dies
 #   explain.py      why a task is not running, and what mends it
+#   aside.py        why a message is set aside instead of run again
+#   dead.py         dead letters: those messages, listed and run again
+#   health.py       how workers and queues are
 #   collect.py      what a finishing task stores and sends, gathered into one commit
+#   stopping.py     whether the worker that runs a task was told to end
 #   envelope.py     Celery's message protocol, as an engine stores it
 #   stock.py        the classes of Celery that ours derive from, in every version
 #   engines/        the seam (base.py), and one database behind it per module

@@ -12,7 +12,6 @@ What becomes of the rest of a canvas when one of its tasks ends is told in
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
@@ -21,7 +20,6 @@ from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from time import monotonic
 from time import time
 from typing import Any
@@ -260,7 +258,9 @@ class EngineBackend(CanvasBackend):
             sleep = 0.0 if is_last else wait.sleep()
             for task_id, stored in self.engine.wait_for_results(list(waiting), sleep).items():
                 waiting.remove(task_id)
-                meta = self._cache[task_id] = self._unpack(stored)
+                meta = self._unpack(stored)
+                if stored.state == states.SUCCESS:  # A dead letter may be run again.
+                    self._cache[task_id] = meta
                 yield task_id, meta
             if is_last:
                 return
@@ -271,7 +271,7 @@ class EngineBackend(CanvasBackend):
 
     def explain(self, task_id: str, *, ignored: bool = False, search: bool = False) -> Explanation:
         """Say why the task has not finished, or that it has; see :func:`.explain.explain`."""
-        program = _program(self.app)
+        program = Program.of(self.app)
         return explain(self.engine, task_id, ignored=ignored, program=program, search=search)
 
     def explain_result(self, result: Any, *, ignored: bool = False) -> Explanation:
@@ -422,19 +422,3 @@ def _is_final(collector: Collector, task_id: str, state: str) -> bool:
     if collector.closing:
         return True
     return task_id == collector.task_id and (state in states.READY_STATES or state == states.RETRY)
-
-
-def _program(app: Any) -> Program:
-    """Return how this app's Celery program is called."""
-    queue = app.conf.task_default_queue
-    main = app.main or "your_application"
-    if main == "__main__":
-        main = Path(getattr(sys.modules["__main__"], "__file__", None) or "your_application").stem
-    module = sys.modules.get(app.main or "")
-    names = [name for name, value in vars(module).items() if value is app] if module else []
-    flask_app = getattr(app, "flask_app", None)
-    # One that no variable holds comes from a factory, which `-A` does not call.
-    by_import = names and any(value is flask_app for value in vars(module).values())
-    if flask_app is not None and not by_import:
-        return Program(f"flask --app {main} celery", queue)
-    return Program(f"celery -A {main}.{names[0] if names else 'celery'}", queue)

@@ -10,6 +10,7 @@ is an engine.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from datetime import datetime
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import Any
 
 from celery import beat
 from celery.exceptions import ImproperlyConfigured
+from celery.schedules import schedule
 from celery.utils.time import maybe_make_aware
 
 from .collect import collecting
@@ -31,6 +33,10 @@ logger = logging.getLogger("celery.beat")
 
 #: Seconds until a run that could not be recorded is tried again.
 RETRY = 1.0
+#: A clock that moves by so much against the monotonic one was set (seconds).
+SET = 1.0
+#: A last run that is so far in the future was recorded by a clock that was wrong (seconds).
+WRONG = 86400.0
 
 
 class Scheduler(beat.Scheduler):
@@ -39,6 +45,8 @@ class Scheduler(beat.Scheduler):
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         #: What the engine said of each entry when it was last asked.
         self._stored: dict[str, Entry] = {}
+        #: How far the wall clock is ahead of the monotonic one.
+        self._ahead = _ahead()
         super().__init__(app, *args, **kwargs)
 
     @cached_property
@@ -70,6 +78,7 @@ class Scheduler(beat.Scheduler):
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:
         """Send what is due; return for how long to sleep (seconds)."""
+        self._follow_clock()
         try:
             return super().tick(*args, **kwargs)
         except EngineError as exc:
@@ -122,10 +131,22 @@ class Scheduler(beat.Scheduler):
     def _read(self, entry: Any) -> Iterable[Entry]:
         return self.engine.get_entries(self._name, [entry.name]).values()
 
+    def _follow_clock(self) -> None:
+        """Draw up anew what is due when, if somebody has set the clock."""
+        before, self._ahead = self._ahead, _ahead()
+        if abs(self._ahead - before) > SET:
+            self._adopt(self._stored.values())
+            self._heap = None
+
     def _adopt(self, entries: Iterable[Entry]) -> None:
-        for stored in entries:
+        for stored in list(entries):
             entry = self.schedule[stored.name]
-            entry.last_run_at = datetime.fromtimestamp(stored.last_run_at, self.app.timezone)
+            # A clock that was set back must not hold an interval up; a time of the day that
+            # comes a second time is not to run twice, unless the clock had been quite wrong.
+            slack = 0.0 if isinstance(entry.schedule, schedule) else WRONG
+            now = time.time()
+            last = now if stored.last_run_at > now + slack else stored.last_run_at
+            entry.last_run_at = datetime.fromtimestamp(last, self.app.timezone)
             entry.total_run_count = stored.runs
             self._stored[stored.name] = stored
 
@@ -137,5 +158,9 @@ class Service(beat.Service):
         super().__init__(*args, **{**kwargs, "scheduler_cls": Scheduler})
 
 
-def _instant(time: Any) -> float:
-    return float(maybe_make_aware(time).timestamp())
+def _ahead() -> float:
+    return time.time() - time.monotonic()
+
+
+def _instant(moment: Any) -> float:
+    return float(maybe_make_aware(moment).timestamp())

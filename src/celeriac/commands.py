@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -10,13 +11,17 @@ import click
 from celery import signals
 from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
+from celery.utils.nodenames import default_nodename
+from celery.utils.nodenames import host_format
 from click.core import ParameterSource
 from kombu.utils.url import maybe_sanitize_url
 
+from .engines import Engine
 from .engines import is_engine_url
 from .engines import open_engine
 from .explain import Cause
 from .explain import explain as explain_task
+from .health import look
 
 _STOCK = "celery.beat:PersistentScheduler"
 
@@ -72,19 +77,41 @@ def explain(ctx: click.Context, task_id: str) -> None:
     The exit code is 1 for an id of which nothing is known.
     """
     app = ctx.obj.app
-    url = app.conf.broker_read_url
-    if not url:
-        raise click.UsageError(
-            "No broker is known, so say whose: celery -A your_application.celery explain …"
-        )
-    if not is_engine_url(url):
-        raise click.UsageError(
-            f"explain looks into a queue file, and the broker is {maybe_sanitize_url(url)}. "
-            f"Ask its workers instead: inspect query_task {task_id}"
-        )
+    engine = _engine_of(app, "explain", f"inspect query_task {task_id}")
     # The backend knows by which command this app's worker is started.
-    ask = getattr(app.backend, "explain", None) or partial(explain_task, open_engine(url))
+    ask = getattr(app.backend, "explain", None) or partial(explain_task, engine)
     explanation = ask(task_id, search=True)
     click.echo(str(explanation))
     if explanation.cause is Cause.UNKNOWN:
         ctx.exit(1)
+
+
+@click.command(cls=CeleryCommand)
+@click.option("-d", "--destination", metavar="NAME", help="Look at this worker alone.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+@handle_preload_options
+def health(ctx: click.Context, destination: str | None, as_json: bool) -> None:
+    """Tell how the workers are, and what waits, without asking them.
+
+    The exit code is 0 if all are well, 1 if some worker is wedged or dead, 2 if none runs.
+    """
+    engine = _engine_of(ctx.obj.app, "health", "inspect ping")
+    report = look(engine, host_format(default_nodename(destination)) if destination else "")
+    click.echo(json.dumps(report.as_dict()) if as_json else str(report))
+    ctx.exit(report.exit_code)
+
+
+def _engine_of(app: Any, command: str, instead: str) -> Engine:
+    """Return the engine that is the broker; end with advice where there is none."""
+    url = app.conf.broker_read_url
+    if not url:
+        raise click.UsageError(
+            f"No broker is known, so say whose: celery -A your_application.celery {command} …"
+        )
+    if not is_engine_url(url):
+        raise click.UsageError(
+            f"{command} looks into a queue file, and the broker is {maybe_sanitize_url(url)}. "
+            f"Ask its workers instead: {instead}"
+        )
+    return open_engine(url)

@@ -63,7 +63,7 @@ class Control(control.Control):
         waiting = engine.list_tasks(task_ids=task_ids, limit=len(task_ids))
         with collecting(Collector(engine, closing=True)) as collector:
             for info in waiting:
-                if info.status != "claimed":
+                if info.status not in ("claimed", "dead"):
                     self.app.backend.mark_as_revoked(info.task_id, reason="revoked")
         engine.store_results(collector.results)
 

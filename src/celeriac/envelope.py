@@ -9,15 +9,18 @@ one of them publishes any other can take up.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
 from reprlib import Repr
 from time import time
 from typing import Any
+from typing import cast
 from typing import NamedTuple
 
 from kombu.compression import decompress
+from kombu.serialization import loads
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import object_hook
 
@@ -58,6 +61,18 @@ class Envelope(NamedTuple):
     def unpack(cls, text: str) -> Envelope:
         """Undo :meth:`pack`."""
         return cls(*_decode(text))
+
+    def decode(self, body: Any, accept: Collection[str] | None) -> tuple[Any, Any, Any]:
+        """Return what the body of a task holds: args, kwargs, and callbacks, chain and chord.
+
+        :param accept: the content types that may be read.
+        """
+        compression = self.headers.get("compression")
+        plain = decompress(body, compression) if compression else body
+        # The stubs of kombu do not know that both may be missing.
+        kind = cast("tuple[str, str]", (self.content_type, self.content_encoding))
+        args, kwargs, embed = loads(plain, *kind, accept=accept)
+        return args, kwargs, embed or {}
 
     def message(self, body: str | bytes, queue: str = "") -> Message:
         """Return what an engine stores, with what it must know beside the envelope.

@@ -9,6 +9,7 @@ raises :exc:`celery.exceptions.TimeoutError`.
     Exception
     ├── EngineError                     the database refused, nothing was done
     │   └── EngineConfigurationError    and it will go on refusing: no retry helps
+    │       └── EngineDamagedError      what it has stored can not be read any more
     └── TaskFailure                     a task stored FAILURE by itself, with details
     UserWarning
     ├── ConfigurationWarning            a setting will not do what it seems to
@@ -22,6 +23,7 @@ from typing import Any
 __all__ = [
     "EngineError",
     "EngineConfigurationError",
+    "EngineDamagedError",
     "TaskFailure",
     "ConfigurationWarning",
     "WaitingWarning",
@@ -39,6 +41,10 @@ class EngineError(Exception):
 
 class EngineConfigurationError(EngineError):
     """The engine can not be opened like this: no retry will help."""
+
+
+class EngineDamagedError(EngineConfigurationError):
+    """What is stored was damaged; writing to it could damage more."""
 
 
 class TaskFailure(Exception):

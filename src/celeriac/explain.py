@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from datetime import timezone
 from difflib import get_close_matches
+from pathlib import Path
 from time import monotonic
 from time import time
+from typing import Any
 from typing import NamedTuple
 
+from .aside import in_words
+from .aside import last_error
 from .engines import Engine
 from .engines.base import FINISHED
 from .engines.base import Result
@@ -57,6 +61,7 @@ class Cause(enum.Enum):
     WAITING = "waiting for its turn"
     RUNNING = "running"
     WORKER_LOST = "its worker died"
+    SET_ASIDE = "set aside"
     FINISHED = "finished"
     UNKNOWN = "unknown"
 
@@ -68,6 +73,7 @@ IN_VAIN = frozenset(
         Cause.QUEUE_NOT_CONSUMED,
         Cause.NOT_REGISTERED,
         Cause.RESULT_IGNORED,
+        Cause.SET_ASIDE,
         Cause.UNKNOWN,
         # A worker records these within milliseconds; seen twice, there is none that could.
         Cause.REVOKED,
@@ -100,6 +106,23 @@ class Program(NamedTuple):
     #: The queue that workers consume without ``-Q``.
     default_queue: str = "celery"
 
+    @classmethod
+    def of(cls, app: Any) -> Program:
+        """Return how the Celery program of a Celery app is called."""
+        queue = app.conf.task_default_queue
+        main = app.main or "your_application"
+        if main == "__main__":
+            script = getattr(sys.modules["__main__"], "__file__", None)
+            main = Path(script or "your_application").stem
+        module = sys.modules.get(app.main or "")
+        names = [name for name, value in vars(module).items() if value is app] if module else []
+        flask_app = getattr(app, "flask_app", None)
+        # One that no variable holds comes from a factory, which `-A` does not call.
+        by_import = names and any(value is flask_app for value in vars(module).values())
+        if flask_app is not None and not by_import:
+            return cls(f"flask --app {main} celery", queue)
+        return cls(f"celery -A {main}.{names[0] if names else 'celery'}", queue)
+
     def worker(self, *, queue: str, include: str = "") -> str:
         """Return the command that starts a worker for the queue."""
         options = f" -Q {queue}" if queue != self.default_queue else ""
@@ -121,12 +144,17 @@ def explain(
     :param program: how to call Celery's program, for the command.
     :param search: look through the messages for those that the task comes after.
     """
+    result = engine.get_results([task_id]).get(task_id)
+    stored = engine.list_tasks(task_ids=[task_id])
+    if stored and (result is None or result.state != "SUCCESS"):
+        # It may have been sent once more under its id; then that is what is asked for.
+        stored.sort(key=lambda info: info.status == "dead")
+        if stored[0].status == "dead":
+            return _set_aside(stored[-1], program or Program())
     if ignored:
         return _ignored(task_id)
-    result = engine.get_results([task_id]).get(task_id)
     if result is not None and result.state in FINISHED:
         return Explanation(Cause.FINISHED, f"Task {task_id} has finished: {result.state}.")
-    stored = engine.list_tasks(task_ids=[task_id])
     if not stored:
         later = _comes_after(engine, task_id, program) if search and result is None else None
         return later or _not_stored(task_id, result)
@@ -139,6 +167,16 @@ def explain(
         _called_off(engine, info)
         or _unserved(info, engine.list_workers(), program or Program())
         or _waiting(engine, info)
+    )
+
+
+def _set_aside(info: TaskInfo, program: Program) -> Explanation:
+    error = last_error(info).rstrip(".")
+    return Explanation(
+        Cause.SET_ASIDE,
+        f"{_sentence(info)} was set aside at {_clock(info.died_at or 0)}, because "
+        f"{in_words(info.reason, info.deaths)}{f' ({error})' if error else ''}. Run it again with",
+        f"{program.command} dead retry {info.task_id}",
     )
 
 

@@ -42,6 +42,7 @@ from .config import Configuration
 from .config import from_environment
 from .config import make_folder
 from .config import read_settings
+from .dead import DeadLetters
 from .engines import is_engine_url
 from .task import Task
 
@@ -292,6 +293,11 @@ class Celeriac(stock.Celery[Task[..., Any]]):
         """The class of results; see :class:`celeriac.result.AsyncResult`."""
         kind: Any = "celeriac.result:AsyncResult"
         return self.subclass_with_self(kind)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """What was set aside instead of run again; see :class:`celeriac.dead.DeadLetters`."""
+        return DeadLetters(self)
 
     # The broker
 

@@ -1,8 +1,9 @@
 """The base class of tasks: ``delay()`` and ``apply_async()`` start here.
 
-It adds five things to Celery's. The types of a task's own arguments and result; the app context
+It adds six things to Celery's. The types of a task's own arguments and result; the app context
 of a plain call; the choice of the Celery app, where several Flask apps share their tasks; an
-error that names the argument which JSON cannot hold; and back-off in ``retry()``. From here a
+error that names the argument which JSON cannot hold; back-off in ``retry()``; and ``stopping``,
+by which a long task knows that its worker is to end. From here a
 call goes on into ``Celery.send_task``, and from there to :mod:`celeriac.publish` or to kombu.
 """
 
@@ -36,6 +37,7 @@ from kombu.utils import json
 from . import coroutines
 from . import replacement
 from . import stock
+from . import stopping
 from .context import app_context
 
 if TYPE_CHECKING:
@@ -184,6 +186,17 @@ class Task(stock.Task[P, R]):
             maximum=int(getattr(self, "retry_backoff_max", 600)),
             full_jitter=getattr(self, "retry_jitter", True),
         )
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker that runs this task was told to end.
+
+        A task that takes long looks at it now and then, which costs less than a microsecond:
+        once it is true, save what is done and ``raise self.retry(countdown=0)``. The worker waits
+        for ``worker_grace_period`` seconds. Outside of a worker it is false. In stock Celery's
+        prefork, with Redis or RabbitMQ, it is always false: its processes are not told.
+        """
+        return stopping.is_stopping(self.app)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
         """Return the result of an earlier call, by its id."""

@@ -14,15 +14,12 @@ from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import cast
 
 from billiard.common import TERM_SIGNAME
 from celery import signals
 from celery.app.task import Context
 from celery.platforms import signals as platform_signals
 from celery.utils.log import get_logger
-from kombu.compression import decompress
-from kombu.serialization import loads
 from kombu.serialization import prepare_accept_content
 from kombu.utils.functional import maybe_list
 
@@ -114,14 +111,9 @@ def announce(app: Any, delivery: Delivery) -> None:
 
 def _request(app: Any, delivery: Delivery) -> Context:
     envelope = Envelope.unpack(delivery.envelope)
-    headers = envelope.headers
-    body: Any = delivery.body
-    if headers.get("compression"):
-        body = decompress(body, headers["compression"])
     accept = prepare_accept_content(app.conf.accept_content)
-    kind = cast("tuple[str, str]", (envelope.content_type, envelope.content_encoding))
-    args, kwargs, embed = loads(body, *kind, accept=accept)
-    return Context({**headers, "args": args, "kwargs": kwargs, **(embed or {})})
+    args, kwargs, embed = envelope.decode(delivery.body, accept)
+    return Context({**envelope.headers, "args": args, "kwargs": kwargs, **embed})
 
 
 def _is_kept(task: Any, request: Any) -> bool:

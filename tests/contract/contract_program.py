@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -113,6 +114,16 @@ def nap(seconds: float) -> str:
 @celery.task
 def growing(megabytes: int) -> int:
     return len(bytearray(megabytes * 1024 * 1024))
+
+
+@celery.task
+def hoarding(megabytes: int, key: str) -> None:
+    """Hold that much memory, and say when it was there to be seen."""
+    hoard = [bytearray(b"x" * 1024 * 1024) for _ in range(megabytes)]
+    journal("hoarding", key, os.getpid())
+    time.sleep(0.6)
+    journal("seen", key, len(hoard))
+    wait_for(key)
 
 
 @celery.task
@@ -241,6 +252,56 @@ def late_waiting(self: Any, key: str) -> str:
 def late_killing(self: Any) -> None:
     journal("killing", self.request.id)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@celery.task(bind=True, acks_late=True)
+def late_asking(self: Any, key: str) -> str:
+    """Ask whether it should stop, and do not."""
+    journal("asking", key, self.stopping)
+    while not (self.stopping or (FOLDER / key).exists()):
+        time.sleep(0.01)
+    journal("asking", key, self.stopping)
+    wait_for(key)
+    return "redelivered" if self.request.delivery_info["redelivered"] else "first"
+
+
+@celery.task
+def napping(key: str) -> None:
+    journal("napping", key, os.getpid())
+    time.sleep(30)
+
+
+@celery.task
+def orphaning(key: str) -> None:
+    """Leave a process behind whose parent has ended, and which ends soon after."""
+    subprocess.run(["sh", "-c", "sleep 0.5 &"], check=True)
+
+
+@celery.task
+def spinning(seconds: float) -> None:
+    """Compute, and let no other greenlet run."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@celery.task
+def needing(key: str) -> str:
+    """Die as long as something is missing."""
+    if not (FOLDER / key).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return key
+
+
+@celery.task(bind=True, autoretry_for=(Exception,), default_retry_delay=0)
+def persistent(self: Any, x: int, *, key: str) -> None:
+    journal("persistent", key)
+
+
+@celery.task(typing=False)
+def untyped(x: int) -> int:
+    journal("untyped", x)
+    return x
 
 
 @celery.task
@@ -474,7 +535,9 @@ def wait_for(key: str) -> None:
 def _hear(name: str) -> None:
     def receive(sender: Any = None, request: Any = None, **kwargs: Any) -> None:
         request = request or sender.request
-        task = request.task if isinstance(request.task, str) else request.name
+        # Of a task that was lost, nothing but the sender is known.
+        task = getattr(request, "task", None) or sender.name
+        task = task if isinstance(task, str) else request.name
         if task.endswith((".add", ".fail", ".flaky")):
             journal(name, request.id)
 

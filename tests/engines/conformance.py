@@ -27,6 +27,7 @@ from celeriac.engines import EngineError
 from celeriac.engines import open_engine
 from celeriac.engines.base import Action
 from celeriac.engines.base import as_dict
+from celeriac.engines.base import Aside
 from celeriac.engines.base import Binding
 from celeriac.engines.base import ChordPart
 from celeriac.engines.base import Delivery
@@ -107,6 +108,24 @@ def part(member: str, place: int | None = None, group: str = "g") -> ChordPart:
 
 def success(task_id: str, meta: bytes = b"1", expires_at: float | None = None) -> Result:
     return Result(task_id, "SUCCESS", meta, expires_at)
+
+
+#: Why a message is set aside that a test does not care about.
+ASIDE = Aside("rejected", "{}")
+
+
+def bury(
+    engine: Engine,
+    reason: str = "rejected",
+    report: str = "{}",
+    *,
+    died: bool = False,
+    queue: str = "q",
+) -> int:
+    """Set the next message of a queue aside; return its tag."""
+    (delivery,) = claim(engine, 1, (queue,))
+    engine.complete([Outcome(delivery, Action.SET_ASIDE, aside=Aside(reason, report, died))])
+    return delivery.tag
 
 
 class TestPublishing:
@@ -1250,9 +1269,16 @@ class TestMaintenance:
         ids = [str(number) for number in range(5500)]
         engine.store_results([success(each, expires_at=1.0) for each in ids])
 
-        engine.maintain(time.time())
+        wait_until(lambda: not engine.maintain(time.time()))
 
         assert engine.get_results(ids) == {}
+
+    def test_messages_are_never_cleaned_up(self, engine: Engine) -> None:
+        publish(engine, "a", "b")
+
+        assert engine.maintain(time.time() + 365 * 86400) is False
+
+        assert engine.queue_sizes()["q"] == 2
 
     def test_a_chord_that_never_completes_is_forgotten_in_the_end(self, engine: Engine) -> None:
         engine.set_chord_size("g", 2)
@@ -1310,6 +1336,178 @@ class TestMaintenance:
         assert "reply" in engine.queue_sizes()
         engine.maintain(time.time() + FAR)
         assert engine.queue_sizes() == {}
+
+
+class TestDeadLetters:
+    """``complete`` sets aside, ``revive`` puts back, ``discard`` deletes."""
+
+    def test_a_message_that_is_set_aside_is_kept_whole_and_waits_no_more(
+        self, engine: Engine
+    ) -> None:
+        publish(engine, "a", priority=3)
+        before = time.time()
+
+        bury(engine, reason="signature", report='{"n": 1}')
+
+        (info,) = engine.list_tasks(status="dead")
+        assert (info.task_id, info.task, info.queue, info.body) == ("a", "t", "q", "a")
+        assert (info.status, info.priority, info.deaths) == ("dead", 3, 0)
+        assert (info.reason, info.report) == ("signature", '[{"n":1}]')
+        assert info.died_at is not None and before <= info.died_at <= time.time()
+        assert engine.queue_sizes() == {"q": 0}
+        assert claim(engine) == []
+
+    def test_setting_aside_stores_results_and_publishes_at_once(self, engine: Engine) -> None:
+        publish(engine, "a")
+        (delivery,) = claim(engine)
+        failed = Result("a", "FAILURE", b"")
+
+        completion = engine.complete(
+            [Outcome(delivery, Action.SET_ASIDE, [failed], [message("b")], aside=ASIDE)]
+        )
+
+        assert completion.recorded == {delivery.tag}
+        assert engine.get_results(["a"]) == {"a": failed}
+        assert bodies(claim(engine)) == ["b"]
+
+    def test_who_holds_a_delivery_no_more_can_not_set_it_aside(self, engine: Engine) -> None:
+        publish(engine, "a")
+        (delivery,) = claim(engine)
+        engine.release([delivery])
+
+        engine.complete([Outcome(delivery, Action.SET_ASIDE, aside=ASIDE)])
+
+        assert engine.list_tasks(status="dead") == []
+        assert bodies(claim(engine)) == ["a"]
+
+    def test_every_death_is_in_the_report(self, engine: Engine) -> None:
+        publish(engine, "a")
+        for number in (1, 2):
+            engine.redeliver(claim(engine), died=True, report=f'{{"n": {number}}}')
+
+        bury(engine, report='{"n": 3}', died=True)
+
+        (info,) = engine.list_tasks(status="dead")
+        assert (info.deaths, info.report) == (3, '[{"n":1},{"n":2},{"n":3}]')
+
+    def test_dead_letters_are_listed_only_when_they_are_asked_for(self, engine: Engine) -> None:
+        publish(engine, "a")
+        bury(engine)
+        publish(engine, "b")
+
+        assert [info.task_id for info in engine.list_tasks()] == ["b"]
+        assert [info.task_id for info in engine.list_tasks(status="ready")] == ["b"]
+        assert [info.status for info in engine.list_tasks(task_ids=["a", "b"])] == ["dead", "ready"]
+        assert [info.task_id for info in engine.list_tasks(reason="rejected")] == ["a"]
+
+    def test_dead_letters_are_found_by_task_queue_and_reason(self, engine: Engine) -> None:
+        for text, queue, task, reason in (
+            ("a", "q", "t", "lost"),
+            ("b", "q", "u", "lost"),
+            ("c", "other", "t", "deaths"),
+        ):
+            publish(engine, text, queue=queue, task=task)
+            bury(engine, reason=reason, queue=queue)
+
+        def found(**filters: object) -> list[str]:
+            return [info.task_id for info in engine.list_tasks(status="dead", **filters)]  # type: ignore[arg-type]
+
+        assert found() == ["a", "b", "c"]
+        assert found(limit=2) == ["a", "b"]
+        assert found(tasks=["t"]) == ["a", "c"]
+        assert found(queues=["q"]) == ["a", "b"]
+        assert found(reason="lost", tasks=["u"]) == ["b"]
+        assert found(task_ids=["a", "c"], reason="deaths") == ["c"]
+
+    def test_a_dead_letter_that_is_revived_begins_anew(self, engine: Engine) -> None:
+        publish(engine, "a")
+        engine.redeliver(claim(engine), died=True, report='{"n": 1}')
+        bury(engine, died=True)
+        engine.store_results([Result(each, "FAILURE", b"") for each in ("a", "after", "other")])
+        (info,) = engine.list_tasks(status="dead")
+
+        assert engine.revive([info.tag], forget=["after"]) == 1
+
+        assert set(engine.get_results(["a", "after", "other"])) == {"other"}
+        assert engine.list_tasks()[0].report is None
+        (delivery,) = claim(engine)
+        assert (delivery.task_id, delivery.body, delivery.deaths) == ("a", "a", 0)
+        assert delivery.redelivered
+        assert engine.revive([info.tag]) == 0
+
+    def test_a_success_is_final_whatever_is_revived(self, engine: Engine) -> None:
+        publish(engine, "a")
+        engine.store_results([success("a")])
+
+        engine.revive([bury(engine)])
+
+        assert engine.get_results(["a"])["a"].state == "SUCCESS"
+
+    def test_reviving_wakes_those_who_wait(self, engine: Engine, stranger: Engine) -> None:
+        publish(engine, "a")
+        tag = bury(engine)
+
+        with later(lambda: stranger.revive([tag])):
+            assert waited(lambda: engine.wait_for_messages(["q"], 5)) < AT_ONCE
+
+    def test_only_dead_letters_are_revived_and_discarded(self, engine: Engine) -> None:
+        publish(engine, "claimed", "ready")
+        held = claim(engine, 1)
+        tags = [info.tag for info in engine.list_tasks()]
+
+        assert engine.revive(tags) == 0
+        assert engine.discard(tags) == 0
+
+        assert [info.status for info in engine.list_tasks()] == ["claimed", "ready"]
+        assert engine.complete([Outcome(each) for each in held]).recorded
+
+    def test_what_is_discarded_is_gone_but_for_its_result(self, engine: Engine) -> None:
+        publish(engine, "a")
+        tag = bury(engine)
+        engine.store_results([Result("a", "FAILURE", b"")])
+
+        assert engine.discard([tag]) == 1
+
+        assert engine.list_tasks(task_ids=["a"]) == []
+        assert engine.get_results(["a"])["a"].state == "FAILURE"
+
+    def test_dead_letters_survive_purge_and_the_end_of_their_queue(self, engine: Engine) -> None:
+        publish(engine, "a")
+        tag = bury(engine)
+
+        assert engine.purge("q") == 0
+        engine.delete_queue("q")
+        engine.maintain(time.time())
+
+        assert engine.queue_sizes() == {}
+        assert engine.revive([tag]) == 1
+        assert engine.queue_sizes() == {"q": 1}
+        assert bodies(claim(engine)) == ["a"]
+
+    def test_dead_letters_neither_expire_nor_are_withdrawn(self, engine: Engine) -> None:
+        publish(engine, "a", expires_at=time.time() + 0.05)
+        tag = bury(engine)
+        wait_until(lambda: time.time() > engine.list_tasks(task_ids=["a"])[0].published_at + 0.1)
+        engine.revoke(["a"])
+
+        assert engine.withdraw() == []
+        assert engine.withdraw(["a"]) == []
+
+        engine.revive([tag])
+        assert claim(engine)[0].expires_at is None
+
+    def test_dead_letters_go_after_a_month(self, engine: Engine) -> None:
+        publish(engine, *map(str, range(2500)))
+        for _ in range(3):
+            engine.complete(
+                [Outcome(each, Action.SET_ASIDE, aside=ASIDE) for each in claim(engine, 1000)]
+            )
+
+        engine.maintain(time.time() + 29 * 86400)
+        assert len(engine.list_tasks(status="dead", limit=5000)) == 2500
+        engine.maintain(time.time() + 31 * 86400)
+        assert engine.list_tasks(status="dead") == []
+        assert engine.list_tasks(task_ids=["0", "2499"]) == []
 
 
 class TestReading:

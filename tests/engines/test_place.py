@@ -124,11 +124,29 @@ def test_options_are_read() -> None:
 def test_what_is_not_said_is_safe() -> None:
     place = parse_url("sqlite:////q")
 
-    assert (place.full, place.busy_timeout) == (True, 30.0)
+    assert (place.full, place.busy_timeout, place.max_size) == (True, 30.0, 4_000_000_000)
 
 
 @pytest.mark.parametrize(
-    "option", ["durability=none", "busy_timeout=soon", "busy_timeout=", "busy_timeout=²", "x="]
+    ("written", "size"),
+    [
+        ("1000000", 1_000_000),
+        ("2000kB", 2_000_000),
+        ("500MB", 500_000_000),
+        ("1.5G", 1_500_000_000),
+        ("2 tb", 2_000_000_000_000),
+    ],
+)
+def test_sizes_are_read_with_their_units(written: str, size: int) -> None:
+    assert parse_url(f"sqlite:////q?max_size={written}").max_size == size
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("durability=none", "busy_timeout=soon", "busy_timeout=", "busy_timeout=²", "x="),
+        *("max_size=", "max_size=0", "max_size=9kB", "max_size=2XB", "max_size=-5MB", "max_size=²"),
+    ],
 )
 def test_an_option_that_is_not_understood_is_refused(option: str) -> None:
     with pytest.raises(EngineConfigurationError) as caught:
@@ -136,7 +154,8 @@ def test_an_option_that_is_not_understood_is_refused(option: str) -> None:
 
     assert str(caught.value) == (
         f"{option} in sqlite:////q?{option} is not understood. The options are durability=full, "
-        "durability=normal and busy_timeout=<seconds>."
+        "durability=normal, busy_timeout=<seconds> and max_size=<bytes>, such as 500MB or 2GB, "
+        "at least 1MB."
     )
 
 

@@ -1,4 +1,4 @@
-"""Journal and store, held against what was promised.
+"""The story of a run, held against what was promised.
 
 The promises are those of ``docs/guarantees.rst``. Each function here is one of them and yields a
 sentence for each time that it was broken.
@@ -6,103 +6,40 @@ sentence for each time that it was broken.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from dataclasses import field
-from pathlib import Path
+from itertools import pairwise
+from typing import NamedTuple
 
 from celeriac.engines.base import FINISHED
-from faults.arena import Arena
-from faults.journal import Event
+from faults.story import Run
+from faults.story import Start
+from faults.story import Story
 
 #: Kinds whose tasks are all ``acks_late``.
-LATE = frozenset({"quick_late", "slow_late", "later", "steps", "counted"})
-#: SQLite 3.40 looks for the values of a table without rowid in the wrong order of its columns.
-FALSE_ALARM = "NULL value in celeriac_bindings.type"
-#: Kinds that are to fail.
-FAILING = frozenset({"fails", "exits", "kills"})
-
-
-@dataclass
-class Story:
-    """What became of one task."""
-
-    kind: str = ""
-    confirmed: bool = False
-    refused: bool = False
-    starts: list[tuple[Event, int]] = field(default_factory=list)
-    ends: list[tuple[Event, int]] = field(default_factory=list)
-    state: str = "PENDING"
-    failure: str = ""
-
-    @property
-    def was_lost(self) -> bool:
-        """Whether it is recorded as lost with its worker."""
-        return "WorkerLostError" in self.failure
-
-
-@dataclass
-class Run:
-    """All that a run left behind."""
-
-    #: By the id of the task.
-    stories: dict[str, Story] = field(default_factory=lambda: defaultdict(Story))
-    #: When each process was killed.
-    killed: dict[int, float] = field(default_factory=dict)
-    #: How often each kind of event happened.
-    events: Counter[str] = field(default_factory=Counter)
-    #: Messages that were still there in the end.
-    left: list[str] = field(default_factory=list)
-    #: What SQLite says of the file.
-    integrity: str = "ok"
-
-    @classmethod
-    def read(cls, arena: Arena) -> Run:
-        """Return what a run left behind."""
-        run = cls(left=[str(info) for info in arena.engine.list_tasks()])
-        for event in arena.journal.read():
-            run._take(event)
-        run._read_results(arena)
-        run.integrity = integrity(arena.folder)
-        return run
-
-    def _take(self, event: Event) -> None:
-        self.events[event.what] += 1
-        if event.what == "killed":
-            self.killed[int(event.words[0])] = event.at
-        elif event.what in ("sending", "sent", "refused"):
-            kind, *ids = event.words
-            for task_id in ids:
-                story = self.stories[task_id]
-                story.kind = kind
-                story.confirmed |= event.what == "sent"
-                story.refused |= event.what == "refused"
-        elif event.what in ("start", "end"):
-            task_id, retries = event.words
-            story = self.stories[task_id]
-            (story.starts if event.what == "start" else story.ends).append((event, int(retries)))
-
-    def _read_results(self, arena: Arena) -> None:
-        from faults.program import celery
-
-        ids = list(self.stories)
-        for first in range(0, len(ids), 500):
-            some = ids[first : first + 500]
-            for task_id, result in arena.engine.get_results(some).items():
-                self.stories[task_id].state = result.state
-                if result.state == "FAILURE":
-                    error = celery.AsyncResult(task_id).result
-                    self.stories[task_id].failure = f"{type(error).__name__}: {error}"
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks were confirmed."""
-        return sum(story.confirmed for story in self.stories.values())
+LATE = frozenset(
+    {"quick_late", "slow_late", "long_late", "later", "steps", "counted", "revoked", "kills"}
+)
+#: Kinds that fail, with the error that tells why; the sum of a chord with a member of it.
+FAILING = {
+    "fails": "ValueError",
+    "exits": "WorkerLostError",
+    "kills": "WorkerLostError",
+    "soft": "SoftTimeLimitExceeded",
+    "hard": "TimeLimitExceeded",
+    "summed": "ChordError",
+}
+#: Kinds that may be called off, or expire.
+CALLED_OFF = frozenset({"revoked", "terminated", "expiring"})
+#: Kinds that fail with another task.
+DEPENDENT = frozenset({"steps", "summed"})
+#: After so many deaths a message is set aside.
+DEATHS = 3
+#: How long after a revocation a task may start that was being claimed meanwhile (seconds).
+CLAIMED = 0.1
+#: How long before a start the clock may have jumped, if it started at the wrong time (seconds).
+JUMPED = 5.0
 
 
 def nothing_is_lost(run: Run) -> Iterator[str]:
@@ -115,9 +52,49 @@ def nothing_is_lost(run: Run) -> Iterator[str]:
 def early_tasks_start_once(run: Run) -> Iterator[str]:
     """A task that is not ``acks_late`` starts at most once, its retries apart."""
     for task_id, story in run.stories.items():
-        tries = [retries for _, retries in story.starts]
-        if story.kind not in LATE and story.kind != "kills" and len(set(tries)) < len(tries):
+        tries = [start.retries for start in story.starts]
+        if story.kind not in LATE and len(set(tries)) < len(tries):
             yield f"{story.kind} {task_id} started {len(tries)} times: {tries}"
+
+
+def tasks_run_again_only_after_a_death(run: Run) -> Iterator[str]:
+    """No task starts again while its process lives, or after its end was recorded."""
+    for task_id, story in run.stories.items():
+        for start, again in pairwise(sorted(story.starts)):
+            if start.retries == again.retries and not run.may_have_died(start, again.at):
+                yield (
+                    f"{story.kind} {task_id} started in {start.pid} at {start.at:.3f}, and again "
+                    f"in {again.pid} at {again.at:.3f}"
+                )
+
+
+def what_was_not_started_is_not_lost(run: Run) -> Iterator[str]:
+    """Of a dead process's tasks only those count as lost that it started."""
+    # One may be on its way into its function: it is started, and the journal knows nothing yet.
+    unstarted = Counter(
+        story.process
+        for story in run.stories.values()
+        if story.was_lost and not story.starts and story.kind not in LATE
+    )
+    for process, count in unstarted.items():
+        if count > 1:
+            yield f"{count} tasks are recorded as lost with process {process}, and never started"
+
+
+def deaths_are_true(run: Run) -> Iterator[str]:
+    """What is recorded as lost had its process die."""
+    for task_id, story in run.stories.items():
+        if story.was_lost and story.kind not in DEPENDENT:
+            start = story.starts[-1] if story.starts else Start(0.0, story.process, 0)
+            if not run.may_have_died(start, float("inf")):
+                yield f"{story.kind} {task_id} is lost, and {start.pid} lived: {story.failure}"
+
+
+def third_death_is_the_last(run: Run) -> Iterator[str]:
+    """A message that killed its process three times is not run again."""
+    for task_id, story in run.stories.items():
+        if story.kind == "kills" and len(story.starts) > DEATHS:
+            yield f"{story.kind} {task_id} killed {len(story.starts)} processes"
 
 
 def success_is_true(run: Run) -> Iterator[str]:
@@ -127,20 +104,67 @@ def success_is_true(run: Run) -> Iterator[str]:
             yield f"{story.kind} {task_id} is a SUCCESS and never ended"
 
 
+def success_is_final(run: Run) -> Iterator[str]:
+    """A result that callers saw does not change."""
+    for task_id in run.changed:
+        yield f"{run.stories[task_id].kind} {task_id} was a SUCCESS, and is another one now"
+
+
 def late_tasks_end(run: Run) -> Iterator[str]:
     """A task that is ``acks_late`` fails only by its own error or by its third death."""
     for task_id, story in run.stories.items():
-        if story.confirmed and story.kind in LATE and story.state != "SUCCESS":
-            if "death no. 3" not in story.failure:
+        if story.confirmed and story.kind in LATE and story.state == "FAILURE":
+            if f"death no. {DEATHS}" not in story.failure:
                 yield f"{story.kind} {task_id} is {story.state}: {story.failure}"
 
 
 def failures_are_explained(run: Run) -> Iterator[str]:
-    """A task that should succeed and failed had its process killed."""
+    """A task fails with its own error, or with that of its worker, or of what it depends on."""
     for task_id, story in run.stories.items():
-        if story.state == "FAILURE" and story.kind not in FAILING:
-            if "WorkerLostError" not in story.failure and "ChordError" not in story.failure:
-                yield f"{story.kind} {task_id}: {story.failure}"
+        expected = FAILING.get(story.kind, "WorkerLostError")
+        allowed = (
+            "WorkerLostError",
+            "ChordError" if story.kind == "summed" else expected,
+            expected,
+        )
+        if story.state == "FAILURE" and not story.failure.startswith(allowed):
+            yield f"{story.kind} {task_id}: {story.failure}"
+        if story.state == "REVOKED" and story.kind not in CALLED_OFF:
+            yield f"{story.kind} {task_id} is REVOKED, and nobody called it off"
+
+
+def limits_hold(run: Run) -> Iterator[str]:
+    """A task that exceeds its time limit is ended."""
+    for task_id, story in run.stories.items():
+        if story.kind in ("soft", "hard") and story.ends:
+            yield f"{story.kind} {task_id} came to its end"
+
+
+def arguments_are_kept(run: Run) -> Iterator[str]:
+    """The result of a task that was lost tells its arguments."""
+    for task_id, story in run.stories.items():
+        expected = story.starts[0].args if story.starts else story.args or "some"
+        if story.was_lost and story.kind not in DEPENDENT and story.args != expected:
+            yield f"{story.kind} {task_id} has the arguments {story.args or 'none'}: not {expected}"
+
+
+def tasks_start_at_their_time(run: Run) -> Iterator[str]:
+    """No task starts before it is due, or after it expired."""
+    for task_id, story in run.stories.items():
+        for at, how in story.untimely:
+            if not any(0 <= at - jump < JUMPED for jump in run.jumps):
+                yield f"{story.kind} {task_id} started too {how}"
+
+
+def what_is_called_off_does_not_start(run: Run) -> Iterator[str]:
+    """No task starts after it was revoked, and one that did not is ``REVOKED``."""
+    for task_id, story in run.stories.items():
+        if story.revoked is None:
+            continue
+        if any(start.at > story.revoked + CLAIMED for start in story.starts):
+            yield f"{story.kind} {task_id} started after it was revoked"
+        if not story.starts and not _is_gone(story):
+            yield f"{story.kind} {task_id} was revoked, and is {story.state}"
 
 
 def refused_means_refused(run: Run) -> Iterator[str]:
@@ -158,45 +182,62 @@ def nothing_is_left(run: Run) -> Iterator[str]:
         yield run.integrity
 
 
-PROMISES: tuple[Callable[[Run], Iterator[str]], ...] = (
+def _is_gone(story: Story) -> bool:
+    # It may have died on its way into its function, with its process.
+    return story.state == "REVOKED" or story.was_lost
+
+
+Promise = Callable[[Run], Iterator[str]]
+
+#: What needs no knowledge of who died when.
+OF_TASKS: tuple[Promise, ...] = (
     nothing_is_lost,
+    arguments_are_kept,
     early_tasks_start_once,
-    success_is_true,
+    third_death_is_the_last,
     late_tasks_end,
+    success_is_true,
+    success_is_final,
     failures_are_explained,
+    limits_hold,
+    tasks_start_at_their_time,
+    what_is_called_off_does_not_start,
     refused_means_refused,
     nothing_is_left,
 )
+PROMISES: tuple[Promise, ...] = (
+    *OF_TASKS,
+    what_was_not_started_is_not_lost,
+    deaths_are_true,
+    tasks_run_again_only_after_a_death,
+)
 
 
-def recoveries(run: Run) -> list[float]:
-    """Return how long it took, after each kill of a process that ran a task, until that task ran
-    again or was recorded as lost (seconds)."""
-    found = []
-    finished = _finished_at(run)
-    for task_id, story in run.stories.items():
-        ended = {event.pid for event, _ in story.ends}
-        for event, _ in story.starts:
-            at = run.killed.get(event.pid)
-            if at is None or event.pid in ended:
+class Recovery(NamedTuple):
+    """A task whose process died under it, until it ran again or was recorded as lost."""
+
+    cause: str
+    #: Seconds.
+    took: float
+    #: Whether another fault stood in the way meanwhile.
+    obstructed: bool
+
+
+def recoveries(run: Run) -> Iterator[Recovery]:
+    """Yield how long it took with each task that was running when its process died."""
+    for story in run.stories.values():
+        for start in story.starts:
+            death = run.death(start)
+            if death is None or story.finish(start) is not None:
                 continue
-            later = [other.at for other, _ in story.starts if other.at > at]
-            again = min([*later, finished.get(task_id, float("inf"))])
-            if again != float("inf"):
-                found.append(max(0.0, again - at))
-    return sorted(found)
+            heard = [*(other.at for other in story.starts if other != start), *story.failed]
+            if after := [at for at in heard if at > death.at]:
+                again = min(after)
+                obstructed = any(at < again and until > death.at for at, until in run.obstacles)
+                yield Recovery(death.cause, again - death.at, obstructed)
 
 
-def integrity(folder: Path) -> str:
-    """Return what SQLite finds wrong with the queue file in a folder, or ``ok``."""
-    with closing(sqlite3.connect(folder / "queue.sqlite3")) as connection:
-        found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-    return "; ".join(text for text in found if text != FALSE_ALARM) or "ok"
-
-
-def _finished_at(run: Run) -> dict[str, float]:
-    from faults.program import celery
-
-    lost = (task_id for task_id, story in run.stories.items() if story.was_lost)
-    done = {task_id: celery.AsyncResult(task_id).date_done for task_id in lost}
-    return {task_id: at.timestamp() for task_id, at in done.items() if at}
+def repeated(run: Run) -> int:
+    """Return how many ``acks_late`` tasks ran again, those apart that end their process."""
+    stories = run.stories.values()
+    return sum(s.kind in LATE and s.kind != "kills" and len(s.starts) > 1 for s in stories)

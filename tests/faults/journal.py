@@ -12,7 +12,7 @@ from typing import NamedTuple
 class Event(NamedTuple):
     """One line."""
 
-    #: Unix time (seconds).
+    #: Monotonic time (seconds): the same for all processes, also while the clock jumps.
     at: float
     #: Who wrote it.
     pid: int
@@ -30,12 +30,22 @@ class Journal:
 
     def write(self, what: str, *words: object) -> None:
         """Append an event."""
-        line = " ".join(map(str, (f"{time.time():.6f}", os.getpid(), what, *words)))
+        line = " ".join(map(str, (f"{time.monotonic():.6f}", os.getpid(), what, *words)))
         os.write(self._file, line.encode() + b"\n")
 
     def read(self) -> Iterator[Event]:
         """Yield all events, in the order in which they were written."""
         with self._path.open() as lines:
-            for line in lines:
-                at, pid, what, *words = line.split()
-                yield Event(float(at), int(pid), what, tuple(words))
+            yield from map(_event, lines)
+
+    def tail(self, size: int = 16384) -> Iterator[Event]:
+        """Yield the last events, as many as were written in ``size`` bytes."""
+        with self._path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            # The first line may be cut.
+            yield from map(_event, file.read().decode().splitlines()[1:])
+
+
+def _event(line: str) -> Event:
+    at, pid, what, *words = line.split()
+    return Event(float(at), int(pid), what, tuple(words))

@@ -59,7 +59,9 @@ def test_eta_without_a_zone_is_in_utc_as_in_celery(
 
 
 @pytest.mark.parametrize(
-    "when", [{"countdown": 0}, {"countdown": -5}, {"eta": datetime.now(timezone.utc)}], ids=str
+    "when",
+    [{"countdown": 0}, {"countdown": -5}, {"eta": datetime(2020, 1, 1, tzinfo=timezone.utc)}],
+    ids=str,
 )
 def test_what_is_due_already_waits_with_the_others(
     tasks: Any, engine: Engine, when: dict[str, Any]

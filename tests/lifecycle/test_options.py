@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,20 @@ def test_max_tasks_per_child(tasks: Any, contract: Contract, start: Start) -> No
 
 
 def test_max_memory_per_child(tasks: Any, contract: Contract, start: Start) -> None:
-    start("-c", "1", "--max-memory-per-child", "150000")
+    worker = start("-c", "1", "--max-memory-per-child", "150000")
     assert tasks.add.delay(1, 1).get(timeout=SOON) == 2
 
-    tasks.growing.delay(200).get(timeout=SOON)
+    large = tasks.growing.delay(200)
+    large.get(timeout=SOON)
 
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
     wait_until(lambda: len(children_of(contract)) == 2, SOON)
+    assert re.search(
+        r"The child ends, and a new one takes its place: it used \d+ MB, and "
+        r"worker_max_memory_per_child is 146 MB\. Most of it came with "
+        rf"contract_program\.growing\[{large.id}\]: \d+ MB\.",
+        worker.log,
+    )
 
 
 def test_autoscale(tasks: Any, contract: Contract, start: Start) -> None:

@@ -10,6 +10,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from faults.report import quantile
+
 from power.check import check
 from power.check import Finding
 from power.recording import record
@@ -37,6 +39,7 @@ def _report(
     options: argparse.Namespace, count: int, findings: list[Finding], broken: list[Finding]
 ) -> None:
     ages = sorted(age for found in findings for age in found.missing)
+    missing = sorted(len(found.missing) for found in findings)
     rows = {
         "seed": options.seed,
         "durability": options.durability,
@@ -45,8 +48,10 @@ def _report(
         "of them, by what was not synced": dict(Counter(f.fate for f in findings)),
         "confirmed messages looked for": f"{sum(f.confirmed for f in findings):,}",
         "confirmed messages missing": len(ages),
-        "cuts after which any was missing": sum(bool(f.missing) for f in findings),
-        "oldest missing, ms before the cut": f"{max(ages, default=0) * 1000:.1f}",
+        "cuts after which any was missing": sum(map(bool, missing)),
+        "missing after a cut, p50 / max": f"{quantile(missing, 0.5):.0f} / {max(missing)}",
+        "confirmed before the cut, ms": f"{quantile(ages, 0.5) * 1000:.0f} / "
+        f"{quantile(ages, 1.0) * 1000:.0f}",
         "results seen by callers, and gone": sum(f.unseen for f in findings),
         "damaged files": len(broken),
     }

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from faults.check import integrity
+from faults.story import integrity
 
 from celeriac.engines import open_engine
 from power.replay import Cut

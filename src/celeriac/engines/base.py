@@ -25,6 +25,7 @@ from typing import Any
 from typing import NamedTuple
 
 from ..exceptions import EngineConfigurationError as EngineConfigurationError
+from ..exceptions import EngineDamagedError as EngineDamagedError
 from ..exceptions import EngineError as EngineError
 from .routing import topic_matches
 
@@ -113,6 +114,19 @@ class Action(enum.IntEnum):
     ACKNOWLEDGE = 0
     #: Back into its queue, as redelivered.
     REQUEUE = 1
+    #: Kept whole, and out of its queue, until it is revived or discarded: a dead letter.
+    SET_ASIDE = 2
+
+
+class Aside(NamedTuple):
+    """Why a message is set aside."""
+
+    #: A short word.
+    reason: str
+    #: What happened, as JSON: the last part of the message's report.
+    report: str
+    #: Count a death of its claimant against the message.
+    died: bool = False
 
 
 class Outcome(NamedTuple):
@@ -127,6 +141,8 @@ class Outcome(NamedTuple):
     parts: Sequence[ChordPart] = ()
     #: Of the chords among the messages: the group's id, and how many parts complete it.
     sizes: Sequence[tuple[str, int]] = ()
+    #: With :attr:`Action.SET_ASIDE`: why.
+    aside: Aside | None = None
 
 
 class Completion(NamedTuple):
@@ -192,7 +208,7 @@ class TaskInfo(NamedTuple):
     task_id: str
     task: str
     queue: str
-    #: ``ready``, ``scheduled`` or ``claimed``.
+    #: ``ready``, ``scheduled``, ``claimed`` or ``dead``.
     status: str
     priority: int
     published_at: float
@@ -205,6 +221,11 @@ class TaskInfo(NamedTuple):
     deaths: int = 0
     claimed_at: float | None = None
     expires_at: float | None = None
+    #: Of a dead letter: why and when it was set aside.
+    reason: str | None = None
+    died_at: float | None = None
+    #: What :meth:`Engine.redeliver` and :class:`Aside` reported, as a JSON array.
+    report: str | None = None
 
 
 class Revocations(NamedTuple):
@@ -311,6 +332,20 @@ class Engine(abc.ABC):
         """Delete the waiting and future messages of a queue; return how many."""
 
     @abc.abstractmethod
+    def revive(self, tags: Collection[int], forget: Sequence[str] = ()) -> int:
+        """Put dead letters back into their queues, as if they had never died; return how many.
+
+        They are redelivered under their ids, and what is stored under these is forgotten, but for
+        a ``SUCCESS``.
+
+        :param forget: ids of tasks whose results are forgotten with theirs.
+        """
+
+    @abc.abstractmethod
+    def discard(self, tags: Collection[int]) -> int:
+        """Delete dead letters; return how many. What is stored of their results stays."""
+
+    @abc.abstractmethod
     def wait_for_messages(
         self,
         queues: Sequence[str],
@@ -339,7 +374,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def delete_queue(self, queue: str) -> None:
-        """Delete the queue, its messages and its bindings."""
+        """Delete the queue, its messages and its bindings; what is claimed or dead stays."""
 
     @abc.abstractmethod
     def bind(self, binding: Binding) -> None:
@@ -514,15 +549,24 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def redeliver(self, deliveries: Sequence[Delivery], *, died: bool) -> None:
+    def redeliver(
+        self, deliveries: Sequence[Delivery], *, died: bool, report: str | None = None
+    ) -> None:
         """Give back deliveries of a dead claimant, as redelivered.
 
         :param died: count the death against the message.
+        :param report: how it died, as JSON; kept with the message.
         """
 
     @abc.abstractmethod
-    def maintain(self, now: float) -> None:
-        """Delete what expired: results, groups, idle queues, revocations, dead workers."""
+    def maintain(self, now: float) -> bool:
+        """Delete what is over: results, groups, queues, revocations, dead letters and workers.
+
+        Of what the database must not hold for its size, the oldest results go early, then dead
+        letters, never those of the last minute, and no messages that wait. Takes a tenth of a
+        second at most; says whether more is left to delete. While one of several workers is at
+        it, the others have nothing to do.
+        """
 
     # Reading
 
@@ -543,11 +587,16 @@ class Engine(abc.ABC):
         *,
         task_ids: Sequence[str] | None = None,
         worker: str | None = None,
+        tasks: Sequence[str] | None = None,
         queues: Sequence[str] | None = None,
         status: str | None = None,
+        reason: str | None = None,
         limit: int = 1000,
     ) -> list[TaskInfo]:
-        """Return stored messages that match all that is given, oldest first."""
+        """Return stored messages that match all that is given, oldest first.
+
+        Dead letters are left out unless they are asked for: by id, status or reason.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:

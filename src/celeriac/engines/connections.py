@@ -23,6 +23,7 @@ from typing import Any
 from typing import TypeVar
 
 from .base import EngineConfigurationError
+from .base import EngineDamagedError
 from .base import EngineError
 from .bell import Bell
 from .bell import Sleeper
@@ -39,6 +40,18 @@ T = TypeVar("T")
 #: How many pages the log may hold before a commit carries them over into the file: 16 MB. With
 #: SQLite's 4 MB, every tenth batch of a busy worker waits for a checkpoint.
 _CHECKPOINT_PAGES = 4000
+#: A log that grew larger, while somebody read for long, is cut back to this (bytes).
+LOG_LIMIT = 2 * _CHECKPOINT_PAGES * 4096
+
+
+#: The longest sleep between two looks at the lock (seconds). With eight producers and eight
+#: workers on two processors, at most 1 ms instead of 5 halved the 99th percentile of ``delay()``
+#: (1,307 → 739 ms and 813 → 463 ms on a machine ten times overloaded) and the longest of all, at
+#: the same throughput: who slept longer kept coming too late.
+_NAP = 0.001
+#: After so long it is no crowd of ours that holds the lock, but another program: looking less
+#: often then spares the processor.
+_CROWD, _LONG_NAP = 1.0, 0.005
 
 
 class Connection:
@@ -268,8 +281,10 @@ def _open(place: Place) -> sqlite3.Connection:
     try:
         # Before anything is changed in what may be another program's file.
         patiently(place, lambda: verify(db, str(place.path)))
+        patiently(place, lambda: _let_shrink(db))
         patiently(place, lambda: _set_wal(db, place))
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
         patiently(place, lambda: migrate(db, str(place.path)))
     except BaseException:
         db.close()
@@ -283,6 +298,16 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino
+
+
+def _let_shrink(db: sqlite3.Connection) -> None:
+    """Have a new file keep the notes by which it can give pages back to the disk later.
+
+    They cost nothing that could be measured: publishing one by one 0.98 to 1.04 of the processor
+    time without them, claiming and completing 0.99 to 1.02, in alternating blocks of one run.
+    """
+    if db.execute("PRAGMA page_count").fetchone() == (0,):
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
 
 
 def _set_wal(db: sqlite3.Connection, place: Place) -> None:
@@ -300,18 +325,17 @@ def patiently(place: Place, action: Callable[[], T]) -> T:
     SQLite's own waiting sleeps up to 100 ms between two looks, where our transactions take less
     than one; so we look more often.
     """
-    deadline = 0.0
-    nap = 0.0001
+    began, nap = 0.0, 0.0001
     while True:
         try:
             return action()
         except sqlite3.OperationalError as exc:
             now = time.monotonic()
-            deadline = deadline or now + place.busy_timeout
-            if not is_busy(exc) or now >= deadline:
+            began = began or now
+            if not is_busy(exc) or now - began >= place.busy_timeout:
                 raise
         time.sleep(nap * random.uniform(0.5, 1.5))
-        nap = min(nap * 1.5, 0.005)
+        nap = min(nap * 1.5, _NAP if now - began < _CROWD else _LONG_NAP)
 
 
 def is_busy(exc: sqlite3.Error) -> bool:
@@ -333,7 +357,7 @@ def explained(exc: sqlite3.Error, place: Place) -> EngineError:
     if "full" in text:
         return no_room(path)
     if "not a database" in text or "malformed" in text:
-        return EngineConfigurationError(
+        return EngineDamagedError(
             f"The queue file {path} is damaged ({text}). Stop the workers, keep a copy, and try "
             f"'sqlite3 {path} .recover | sqlite3 recovered.sqlite3'; or move it away, and an "
             "empty one is made."

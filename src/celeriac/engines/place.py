@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from .base import EngineError
 DEFAULT_NAME = "celeriac.sqlite3"
 #: Where Linux tells what is mounted; absent elsewhere.
 MOUNTS = Path("/proc/self/mountinfo")
+
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+#: An empty queue file takes 0.1 MB.
+_SMALLEST = 1_000_000
 
 _NETWORK = frozenset(
     "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph glusterfs lustre ncpfs sshfs fuse.sshfs "
@@ -43,6 +48,10 @@ class Place:
     full: bool = True
     #: How long an operation waits for the lock before it fails (seconds).
     busy_timeout: float = 30.0
+    #: What it may hold before the oldest results are deleted early (bytes). A day's results of a
+    #: hundred tasks a second fit into the default, and it leaves room on the small disk of a
+    #: rented machine.
+    max_size: int = 4_000_000_000
 
     @property
     def folder(self) -> Path:
@@ -72,16 +81,27 @@ def _options(url: str, query: str) -> dict[str, Any]:
             options["full"] = value == "full"
         elif name == "busy_timeout" and _is_seconds(value):
             options["busy_timeout"] = float(value)
+        elif name == "max_size" and _bytes(value) >= _SMALLEST:
+            options["max_size"] = _bytes(value)
         else:
             raise EngineConfigurationError(
                 f"{name}={value} in {url} is not understood. The options are durability=full, "
-                "durability=normal and busy_timeout=<seconds>."
+                "durability=normal, busy_timeout=<seconds> and max_size=<bytes>, such as 500MB or "
+                "2GB, at least 1MB."
             )
     return options
 
 
 def _is_seconds(value: str) -> bool:
     return value.replace(".", "", 1).isdecimal()
+
+
+def _bytes(value: str) -> int:
+    """Read a size with or without a unit; one that is not understood is zero."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kMGT]?)B?", value, re.IGNORECASE)
+    if match is None:
+        return 0
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def prepare(place: Place, mounts: Path = MOUNTS) -> None:
@@ -137,7 +157,9 @@ def _make(path: Path) -> None:
         raise IsADirectoryError
     if path.exists():
         if not os.access(path, os.R_OK | os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            is_read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+            code = errno.EROFS if is_read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
         return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     os.close(handle)

@@ -3,9 +3,9 @@
 Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction
 (:mod:`.transactions`) over the statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is
 how a thread gets its connection and how a fork is survived; :mod:`.choice` is what a claim takes,
-and :mod:`.lanes` what it takes from; :mod:`.chords` counts, and :mod:`.upkeep` deletes what is
-over; and what belongs to the machine rather than the file, who sleeps and who lives, is in
-:mod:`.bell` and :mod:`.presence`.
+and :mod:`.lanes` what it takes from; :mod:`.chords` counts, :mod:`.dead` sets aside,
+:mod:`.workers` knows who is there, and :mod:`.upkeep` deletes what is over; and what belongs to the
+machine rather than the file, who sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from .base import ChordPart
 from .base import Completion
 from .base import Delivery
 from .base import Engine
-from .base import EngineError
 from .base import Entry
 from .base import FINISHED
 from .base import ITSELF
@@ -47,6 +46,7 @@ from .bell import RESULTS
 from .choice import Choice
 from .chords import Chords
 from .connections import Connections
+from .dead import Dead
 from .lanes import Intake
 from .lanes import Lanes
 from .place import parse_url
@@ -54,12 +54,11 @@ from .place import Place
 from .statements import load_statements
 from .transactions import Transactions
 from .upkeep import Upkeep
+from .workers import delivery_of
+from .workers import Workers
 
 #: The longest sleep without a look at the file (seconds): the floor under a lost wake-up.
 FLOOR = 1.0
-#: A worker whose presence file somebody removed counts as dead after so long without a heartbeat
-#: (seconds).
-SILENCE = 60.0
 #: The number that no worker has.
 NOBODY = 0
 
@@ -68,7 +67,7 @@ class SQLiteEngine(Engine):
     """One queue file. See :class:`~celeriac.engines.base.Engine` for what each operation promises.
 
     :param url: ``sqlite:///relative.sqlite3``, ``sqlite:////absolute.sqlite3``, with the
-        options ``durability=full|normal`` and ``busy_timeout=<seconds>``.
+        options ``durability=full|normal``, ``busy_timeout=<seconds>``, ``max_size=<bytes>``.
     """
 
     def __init__(self, url: str) -> None:
@@ -81,13 +80,13 @@ class SQLiteEngine(Engine):
         self._write, self._read = transactions.write, transactions.read
         self._rows = transactions.rows
         self._chords = Chords(self._sql)
-        self._upkeep = Upkeep(self._sql, transactions, self._chords)
+        self._dead = Dead(self._sql)
+        self._workers = Workers(self._sql, transactions, self._connections)
+        self._upkeep = Upkeep(self.place, self._sql, transactions, self._chords, self._dead)
         self._lanes = Lanes(self._sql)
         self._choice = Choice(self._sql, self._lanes)
         # The revoked stamps as of one version of them.
         self._stamps: tuple[tuple[Any, ...], dict[str, list[Any]]] = ((None, None), {})
-        # The workers that this process introduced, in case their rows get lost.
-        self._introduced: dict[str, Worker] = {}
 
     @property
     def folder(self) -> Path:
@@ -122,7 +121,7 @@ class SQLiteEngine(Engine):
             now = time.time()
             self._choice.take_due(db, now)
             heads = self._choice.heads(db, intake, limit, now)
-            return self._claim(db, heads, self._number(db, worker), slot, now)
+            return self._claim(db, heads, self._workers.number(db, worker), slot, now)
 
     def complete(self, outcomes: Sequence[Outcome]) -> Completion:
         if not outcomes:
@@ -148,16 +147,33 @@ class SQLiteEngine(Engine):
             self._restore(db, self._end_claims(db, deliveries))
         self._ring_queues(deliveries)
 
-    def redeliver(self, deliveries: Sequence[Delivery], *, died: bool) -> None:
+    def redeliver(
+        self, deliveries: Sequence[Delivery], *, died: bool, report: str | None = None
+    ) -> None:
         with self._write() as db:
             held = self._end_claims(db, deliveries)
-            db.execute(self._sql["mark_redelivered"], (int(died), json.dumps(list(held))))
+            tags = json.dumps(list(held))
+            db.execute(self._sql["mark_redelivered"], (int(died), tags))
+            if report is not None:
+                db.execute(self._sql["add_report"], (report, tags))
             self._restore(db, held)
         self._ring_queues(deliveries)
 
     def purge(self, queue: str) -> int:
         with self._write() as db:
             return self._upkeep.purge(db, queue)
+
+    def revive(self, tags: Collection[int], forget: Sequence[str] = ()) -> int:
+        with self._write() as db:
+            ended = self._dead.end(db, tags)
+            queues = self._dead.renew(db, ended, forget)
+            self._restore(db, ended)
+        self._ring(queues)
+        return len(ended)
+
+    def discard(self, tags: Collection[int]) -> int:
+        with self._write() as db:
+            return self._dead.delete(db, tags)
 
     def wait_for_messages(
         self,
@@ -287,7 +303,7 @@ class SQLiteEngine(Engine):
         return True
 
     def ready_chords(self, before: float) -> list[ChordPart]:
-        return [ChordPart(*row) for row in self._rows("ready_chords", (before,))]
+        return [ChordPart(*row) for row in self._rows("ready_chords", (before, time.time()))]
 
     # Revocation
 
@@ -364,98 +380,57 @@ class SQLiteEngine(Engine):
     # Workers
 
     def register(self, worker: Worker) -> None:
-        fields = {
-            "id": worker.id,
-            "hostname": worker.hostname,
-            "pid": worker.pid,
-            "queues": json.dumps(list(worker.queues)),
-            "tasks": json.dumps(sorted(worker.tasks)),
-            "concurrency": worker.concurrency,
-            "now": time.time(),
-        }
-        self._connections.presence().hold(worker.id)
-        with self._write(durable=False) as db:
-            self._touch_queues(db, worker.id)
-            db.execute(self._sql["register"], fields)
-        self._introduced[worker.id] = worker
+        self._workers.register(worker)
 
     def attend(self, worker_id: str, slot: int) -> None:
         self._connections.presence().hold(worker_id, slot)
 
     def heartbeat(self, worker_id: str) -> None:
-        with self._write(durable=False) as db:
-            known = db.execute(self._sql["heartbeat"], (time.time(), worker_id)).rowcount
-        worker = self._introduced.get(worker_id)
-        if not known and worker is not None:  # The queue file was replaced, say.
-            self.register(worker)
+        self._workers.heartbeat(worker_id)
 
     def deregister(self, worker_id: str) -> None:
-        self._introduced.pop(worker_id, None)
-        presence = self._connections.presence()
-        presence.leave(worker_id)
-        with self._write(durable=False) as db:
-            self._touch_queues(db, worker_id)
-            db.execute(self._sql["deregister"], (worker_id,))
-            gone = not db.execute(self._sql["worker_number"], (worker_id,)).fetchall()
-        if gone:
-            # Until then it tells that those are dead whose claims wait to be judged.
-            presence.remove(worker_id)
+        self._workers.deregister(worker_id)
 
     def lost(self, worker_id: str | None = None, slot: int | None = None) -> list[Lost]:
-        lost: list[Lost] = []
-        for number, place, claimant, hostname, heartbeat_at in self._rows("claimants"):
-            if worker_id is not None:
-                dead = (claimant, place) == (worker_id, slot)
-            else:
-                dead = claimant is None or not self._is_alive(claimant, place, heartbeat_at)
-            if dead:
-                held = self._rows("held_by", (number, place))
-                lost += [
-                    Lost(_delivery(row), claimant or "", place, hostname or "") for row in held
-                ]
-        return lost
+        return self._workers.lost(worker_id, slot)
 
-    def maintain(self, now: float) -> None:
-        workers = self.list_workers()
-        # What a dead worker's child still runs, or nobody has taken over yet, keeps it known.
-        claimants = {claimant for _, _, claimant, *_ in self._rows("claimants")}
-        for worker in workers:
-            if not worker.alive and worker.id not in claimants:
-                self.deregister(worker.id)
-        used = {queue for worker in workers if worker.alive for queue in worker.queues}
-        self._upkeep.clean(used, now)
-        self._remove_strays()
+    def maintain(self, now: float) -> bool:
+        used = self._workers.forget_dead()
+        self._workers.remove_strays()
+        return self._upkeep.clean(used, now)
 
     # Reading
 
     def queue_sizes(self, queues: Sequence[str] | None = None) -> dict[str, int]:
-        names = None if queues is None else json.dumps(list(queues))
-        return dict(self._rows("queue_sizes", {"queues": names}))
+        return dict(self._rows("queue_sizes", {"queues": _listed(queues)}))
 
     def list_workers(self) -> list[Worker]:
-        return [
-            _worker(row, self._is_alive(row[0], ITSELF, row[-1])) for row in self._rows("workers")
-        ]
+        return self._workers.known()
 
     def list_tasks(
         self,
         *,
         task_ids: Sequence[str] | None = None,
         worker: str | None = None,
+        tasks: Sequence[str] | None = None,
         queues: Sequence[str] | None = None,
         status: str | None = None,
+        reason: str | None = None,
         limit: int = 1000,
     ) -> list[TaskInfo]:
+        status = "dead" if reason is not None else status
         name = "list_tasks"
         if task_ids is not None:
             name = "list_tasks_by_id"
-        elif status in ("claimed", "scheduled"):
+        elif status in ("claimed", "scheduled", "dead"):
             name = f"list_{status}_tasks"
         parameters = {
-            "task_ids": None if task_ids is None else json.dumps(list(task_ids)),
+            "task_ids": _listed(task_ids),
             "worker": worker,
-            "queues": None if queues is None else json.dumps(list(queues)),
+            "tasks": _listed(tasks),
+            "queues": _listed(queues),
             "status": status,
+            "reason": reason,
             "limit": limit,
         }
         return [TaskInfo(*row) for row in self._rows(name, parameters)]
@@ -498,7 +473,7 @@ class SQLiteEngine(Engine):
         claims = [(tag, token, number, slot, now) for tag in tags]
         db.executemany(self._sql["insert_claim"], claims)
         rows = db.execute(self._sql["claimed_messages"], (json.dumps(tags),)).fetchall()
-        found = {row[0]: _delivery(row) for row in rows}
+        found = {row[0]: delivery_of(row) for row in rows}
         deliveries = [found[tag] for tag in tags]
         # A task that expired is somebody's to revoke; of any other message nobody hears again.
         stale = [item for item in deliveries if not item.task and _is_expired(item, now)]
@@ -522,14 +497,21 @@ class SQLiteEngine(Engine):
     def _settle(self, db: sqlite3.Connection, outcomes: Sequence[Outcome]) -> None:
         done: list[int] = []
         again: list[int] = []
+        dead: list[Outcome] = []
         for outcome in outcomes:
-            (done if outcome.action is Action.ACKNOWLEDGE else again).append(outcome.delivery.tag)
+            if outcome.action is Action.ACKNOWLEDGE:
+                done.append(outcome.delivery.tag)
+            elif outcome.action is Action.REQUEUE:
+                again.append(outcome.delivery.tag)
+            else:
+                dead.append(outcome)
         if done:
             db.execute(self._sql["delete_messages"], (json.dumps(done),))
         if again:
             tags = json.dumps(again)
             db.execute(self._sql["mark_redelivered"], (0, tags))
             self._restore(db, again)
+        self._dead.set_aside(db, dead, time.time())
 
     def _restore(self, db: sqlite3.Connection, tags: Collection[int]) -> None:
         """Put messages whose claims have ended back to their places."""
@@ -540,39 +522,15 @@ class SQLiteEngine(Engine):
     def _store(self, db: sqlite3.Connection, results: Sequence[Result]) -> None:
         db.executemany(self._sql["store_result"], results)
 
-    # Workers
-
-    def _is_alive(self, worker_id: str, slot: int, heartbeat_at: float) -> bool:
-        alive = self._connections.presence().is_alive(worker_id, slot)
-        # Somebody removed the file that would tell: killing a task that runs would be worse than
-        # to find out late.
-        return heartbeat_at > time.time() - SILENCE if alive is None else alive
-
-    def _touch_queues(self, db: sqlite3.Connection, worker_id: str) -> None:
-        """Note that the queues which the worker consumed until now were in use."""
-        for (queues,) in db.execute(self._sql["worker_queues"], (worker_id,)).fetchall():
-            db.execute(self._sql["touch_queues"], (time.time(), queues))
-
-    def _remove_strays(self) -> None:
-        """Remove the presence files of workers that died before they were known."""
-        presence = self._connections.presence()
-        for worker_id in set(presence.list()) - {worker.id for worker in self.list_workers()}:
-            if presence.is_alive(worker_id) is False:
-                presence.remove(worker_id)
-
-    def _number(self, db: sqlite3.Connection, worker_id: str) -> int:
-        # Not kept in mind: claims of a worker whose row is gone would at once count as lost.
-        rows = db.execute(self._sql["worker_number"], (worker_id,)).fetchall()
-        if not rows:
-            raise EngineError(f"Worker {worker_id} is not registered: call register() first.")
-        return int(rows[0][0])
-
     # Waking
 
     def _ring_queues(self, messages: Sequence[Message] | Sequence[Delivery]) -> None:
+        self._ring({message.queue for message in messages})
+
+    def _ring(self, queues: Collection[str]) -> None:
         bell = self._connections.bell()
-        if messages and bell.anyone(MESSAGES):
-            bell.ring(MESSAGES, mask({message.queue for message in messages}))
+        if queues and bell.anyone(MESSAGES):
+            bell.ring(MESSAGES, mask(queues))
 
     def _ring_results(self, results: Sequence[Result]) -> None:
         bell = self._connections.bell()
@@ -580,14 +538,8 @@ class SQLiteEngine(Engine):
             bell.ring(RESULTS, mask(result.task_id for result in results))
 
 
-def _delivery(row: Any) -> Delivery:
-    return Delivery._make((*row[:9], bool(row[9]), row[10]))
-
-
-def _worker(row: Any, alive: bool) -> Worker:
-    id, hostname, pid, queues, tasks, concurrency, started_at, heartbeat_at = row
-    known = (json.loads(queues), frozenset(json.loads(tasks)), concurrency)
-    return Worker(id, hostname, pid, *known, started_at, heartbeat_at, alive)
+def _listed(values: Sequence[str] | None) -> str | None:
+    return None if values is None else json.dumps(list(values))
 
 
 def _is_expired(delivery: Delivery, now: float) -> bool:

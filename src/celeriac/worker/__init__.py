@@ -5,8 +5,10 @@ The life of a worker: Celery's :class:`~celery.worker.WorkController` starts a p
 (:mod:`.consumer`). The consumer registers the worker and starts the pool's children
 (:mod:`.child`, :mod:`.spawn`). Each child claims, runs and completes by itself (:mod:`.claimant`,
 :mod:`.request`, :mod:`.completion`), and writes on the board (:mod:`.board`) what it does. The
-parent keeps their time limits (:mod:`.fence`). When one dies, :mod:`.redelivery` decides what
-becomes of what it held.
+parent keeps their time limits (:mod:`.fence`) and looks at their memory (:mod:`.memory`). When one
+dies, :mod:`.redelivery` decides what becomes of what it held; :mod:`.shutdown` is the worker's own
+end. What a worker does when the database refuses is in :mod:`.trouble`. A thread of the parent
+notices what hangs (:mod:`.watchdog`), and tells over HTTP how the worker is (:mod:`.probe`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from celery.concurrency import get_implementation
 from celery.utils.log import get_logger
 
 from celeriac.brokers import worker_cautions
+from celeriac.config import own_setting
 from celeriac.engines import EngineConfigurationError
 from celeriac.engines import is_engine_url
 from celeriac.engines import open_engine
@@ -57,6 +60,11 @@ def choose_parts(sender: Any, **kwargs: Any) -> None:
 
 
 def _tell_cautions(sender: Any, **kwargs: Any) -> None:
+    if own_setting(sender.app.conf, "worker_health_address") is not None:
+        logger.warning(
+            "worker_health_address is for workers of a queue file, and does nothing here. "
+            "Ask this worker by: inspect ping"
+        )
     if hasattr(sender.app, "flask_app"):
         for caution in worker_cautions(sender.app):
             logger.warning(caution)

@@ -45,7 +45,7 @@ class Activity(NamedTuple):
     running: bool
     halted: bool
     held: int
-    #: Grows whenever the child claims and whenever it is through with what it claimed.
+    #: Grows whenever the child looks for work, claims, and is through with what it claimed.
     batch: int
     began: float
     soft_deadline: float
@@ -68,9 +68,7 @@ class Board:
         self.slots = slots
         self.names = list(names)
         self._index = {name: place for place, name in enumerate(self.names)}
-        #: Where it says whether the parent looks often.
-        self._watch = slots * (_SLOT + 8 * len(self.names))
-        size = self._watch + _U32.size
+        size = slots * (_SLOT + 8 * len(self.names)) + 2 * _U32.size
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             missing = size - os.fstat(file).st_size
@@ -81,6 +79,10 @@ class Board:
             self._map = mmap.mmap(file, 0)
         finally:
             os.close(file)
+        #: Where it says whether the parent looks often, and whether the worker ends. Counted from
+        #: the end, where those find it who do not know the names.
+        self._watch = len(self._map) - 2 * _U32.size
+        self._stop = len(self._map) - _U32.size
 
     # The child's side
 
@@ -108,7 +110,7 @@ class Board:
             _U64.pack_into(self._map, base + _TAGS + 8 * count, tag)
             _U32.pack_into(self._map, base + _COUNT, count + 1)
             (batch,) = _U32.unpack_from(self._map, base + _BATCH)
-            if _U32.unpack_from(self._map, base + _HALT)[0] == batch:
+            if _U32.unpack_from(self._map, base + _HALT)[0] == batch or self.is_stopping():
                 _U32.pack_into(self._map, base + _COUNT, count)
                 return False
         _TIMES.pack_into(self._map, base + _BEGAN, began, soft, hard)
@@ -134,6 +136,10 @@ class Board:
         """Say whether the parent looks often; if not, it must be woken to notice anything."""
         return bool(_U32.unpack_from(self._map, self._watch)[0])
 
+    def is_stopping(self) -> bool:
+        """Say whether the worker was told to end; no task begins then."""
+        return bool(_U32.unpack_from(self._map, self._stop)[0])
+
     def recorded(self, slot: int, count: int) -> None:
         """Say that the first ``count`` of those that were started are recorded."""
         base = slot * _SLOT
@@ -150,6 +156,10 @@ class Board:
     def watch(self, often: bool) -> None:
         """Say whether the parent looks often from now on."""
         _U32.pack_into(self._map, self._watch, often)
+
+    def stop(self) -> None:
+        """Let no task begin any more. Takes no lock, so that a signal's handler may call it."""
+        _U32.pack_into(self._map, self._stop, 1)
 
     def halt(self, slot: int, batch: int) -> None:
         """Tell the child to start no more of this batch; its next one is not concerned."""

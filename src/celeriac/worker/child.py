@@ -6,9 +6,9 @@ tracers, ``worker_process_init``), so that whatever hooks into that works.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -26,21 +26,30 @@ from celery.concurrency.prefork import process_initializer
 from celery.utils.log import get_logger
 
 from celeriac import context
+from celeriac import stopping
 from celeriac.engines import Engine
 from celeriac.engines.base import ChordPart
+from celeriac.exceptions import EngineDamagedError
 
 from .board import Board
 from .claimant import Claimant
 from .claimant import Orders
 from .completion import Completer
+from .memory import Growth
 from .request import Limits
 from .request import Requests
+from .trouble import DAMAGED
+from .trouble import tell
 from .workloop import Workloop
 
 logger = get_logger(__name__)
 
 #: The signal by which the parent says that a soft time limit is over, as in Celery.
 SIG_SOFT_LIMIT = signal.SIGUSR1
+
+
+#: The file itself: Celery may put a logger in the place of :data:`sys.stderr`.
+STDERR = 2
 
 
 class Settings(NamedTuple):
@@ -84,6 +93,7 @@ def make_claimant(
     requests = make_requests(settings)
     engine.attend(settings.worker_id, slot)
     board.enter(slot, pid)
+    stopping.look_by(app, board.is_stopping)
     return Claimant(
         engine,
         requests,
@@ -94,7 +104,7 @@ def make_claimant(
         _following(orders, app, requests),
         door=door,
         max_tasks=settings.max_tasks,
-        may_go_on=lambda: not _is_too_big(settings.max_memory),
+        growth=Growth(settings.max_memory) if settings.max_memory else None,
     )
 
 
@@ -110,6 +120,9 @@ def make_requests(settings: Settings) -> Requests:
 
 def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
     """Be a forked child, from its first instruction to its exit."""
+    if not faulthandler.is_enabled():
+        # One that hangs is ended by SIGABRT, and so writes where; one that crashes does as well.
+        faulthandler.enable(STDERR)
     process_initializer(settings.app, settings.hostname)
     # The child pushes the app context itself; two signals a task cost 6 µs.
     context.disconnect()
@@ -121,6 +134,9 @@ def run_child(settings: Settings, slot: int, orders_pipe: int) -> NoReturn:
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
+    except EngineDamagedError as exc:
+        tell(logger, "%s", exc)
+        code = DAMAGED
     except BaseException:
         # Nobody else would tell: what follows leaves without a word.
         logger.critical("The child ends after an error of its own", exc_info=True)
@@ -209,10 +225,3 @@ def _soft_limit_handler(claimant: Claimant) -> Callable[[int, Any], None]:
             raise SoftTimeLimitExceeded()
 
     return raise_soft_limit
-
-
-def _is_too_big(max_memory: int | None) -> bool:
-    if not max_memory:
-        return False
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (used // 1024 if sys.platform == "darwin" else used) > max_memory

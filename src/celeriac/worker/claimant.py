@@ -23,6 +23,7 @@ from celery.utils.log import get_logger
 from celeriac.engines import Engine
 from celeriac.engines import EngineError
 from celeriac.engines.base import Delivery
+from celeriac.exceptions import EngineDamagedError
 
 from .board import Board
 from .board import PARENT
@@ -30,7 +31,9 @@ from .completion import Completer
 from .completion import LIMIT
 from .fence import Abandoned
 from .fence import Fence
+from .memory import Growth
 from .request import Requests
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -84,7 +87,7 @@ class Claimant:
     :param door: lets one of those who share it wait at a time. A message then wakes one thread,
         and the next in turn looks only when that one has claimed.
     :param max_tasks: end after so many tasks.
-    :param may_go_on: asked between batches; the loop ends when it says no.
+    :param growth: end after the batch that makes it too much.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Claimant:
         *,
         door: threading.Lock | None = None,
         max_tasks: int | None = None,
-        may_go_on: Callable[[], bool] = lambda: True,
+        growth: Growth | None = None,
     ) -> None:
         self._engine = engine
         self._requests = requests
@@ -111,7 +114,7 @@ class Claimant:
         self._orders = orders
         self._door = door
         self._max_tasks = max_tasks
-        self._may_go_on = may_go_on
+        self._growth = growth
         self._pace = Pace()
         self._done = 0
         #: What is left of the batch: claimed and not started.
@@ -130,13 +133,18 @@ class Claimant:
 
     def loop(self) -> None:
         """Work until told to stop, or until the child's own limits are reached."""
-        while not self._orders().stop and self._has_more() and self._may_go_on():
-            if not self.step():
-                self.wait(1.0)
+        try:
+            while not self._is_stopping() and self._has_more():
+                if not self.step():
+                    self.wait(1.0)
+        except EngineDamagedError:
+            self._tell_waiting()
+            raise
         self._wind_up()
 
     def step(self) -> bool:
         """Claim and run one batch; say whether there was anything to run."""
+        self._board.hold(self._slot, 0)  # A sign of life, for the parent's watchdog.
         try:
             self._give_back()
             self.completer.flush()
@@ -150,7 +158,7 @@ class Claimant:
 
     def wait(self, timeout: float) -> None:
         """Sleep until there may be something to claim, or something to obey."""
-        if self._orders().stop:
+        if self._is_stopping():
             return
         if self._door is None:
             self._sleep(timeout)
@@ -163,7 +171,7 @@ class Claimant:
 
     def _sleep(self, timeout: float) -> bool:
         orders = self._orders()
-        if orders.stop:
+        if self._is_stopping():
             return False
         try:
             return self._engine.wait_for_messages(
@@ -178,7 +186,7 @@ class Claimant:
             return False
 
     def _claim_ahead(self) -> None:
-        if not self._orders().stop:
+        if not self._is_stopping():
             try:
                 self._ahead = self._claim()
             except EngineError as exc:
@@ -207,7 +215,7 @@ class Claimant:
         if len(deliveries) > 1 and not self._board.is_watched():
             # If the first takes long, the parent is to hand the others out.
             self._engine.wake(self._worker_id, PARENT)
-        while self._rest and not self._orders().stop and self._start(self._rest[0]):
+        while self._rest and not self._is_stopping() and self._start(self._rest[0]):
             self._run_one(self._rest.popleft(), revocations.task_ids)
         self._board.hold(self._slot, 0)
         count = len(deliveries) - len(self._rest)
@@ -242,6 +250,8 @@ class Claimant:
         finally:
             self.soft_deadline = 0.0
         self.fence.leave(delivery.tag)
+        if self._growth is not None:
+            self._growth.saw(delivery)
         self._board.end(self._slot, delivery.task)
         self.completer.add(outcome)
 
@@ -263,15 +273,28 @@ class Claimant:
                 self.completer.close()
                 return
             except EngineError as exc:
-                if time.monotonic() > deadline:
-                    lost = ", ".join(self.completer.waiting())
-                    logger.critical("These tasks ended, and count as lost with the child: %s", lost)
+                if time.monotonic() > deadline or isinstance(exc, EngineDamagedError):
+                    self._tell_waiting()
                     raise
                 self._pause(exc)
 
+    def _tell_waiting(self) -> None:
+        lost = ", ".join(self.completer.waiting())
+        if lost:
+            logger.critical("These tasks ended, and count as lost with the child: %s", lost)
+
+    def _is_stopping(self) -> bool:
+        # The board knows first: a signal to the parent is written there at once.
+        return self._orders().stop or self._board.is_stopping()
+
     def _has_more(self) -> bool:
+        if self._growth is not None and self._growth.is_too_much:
+            logger.warning("The child ends, and a new one takes its place: %s", self._growth)
+            return False
         return self._max_tasks is None or self._done < self._max_tasks
 
     def _pause(self, exc: EngineError) -> None:
-        logger.error("%s Trying again in %s s.", exc, RETRY)
+        if isinstance(exc, EngineDamagedError):
+            raise exc
+        tell(logger, f"%s Trying again every {RETRY:g} s.", exc)
         threading.Event().wait(RETRY)

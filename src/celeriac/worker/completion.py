@@ -23,6 +23,8 @@ from celeriac.engines import EngineError
 from celeriac.engines.base import ChordPart
 from celeriac.engines.base import Outcome
 
+from .trouble import tell
+
 logger = get_logger(__name__)
 
 #: How long a finished task may wait for its commit (seconds). The thread that stands by looks
@@ -111,4 +113,4 @@ class Completer:
             self.flush()
         except EngineError as exc:
             # The outcomes are kept, and the child claims nothing more before they are recorded.
-            logger.error("Outcomes wait to be recorded: %s", exc)
+            tell(logger, "Outcomes wait to be recorded: %s", exc)

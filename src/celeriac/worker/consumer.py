@@ -8,18 +8,19 @@ heartbeat and events, its remote control, and the care for what the dead left be
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
-from collections.abc import Iterator
 from typing import Any
 from typing import cast
 
+import billiard
 from celery import bootsteps
 from celery import Celery
 from celery import signals
+from celery.apps.worker import Worker as Program
 from celery.utils.log import get_logger
 from celery.utils.time import rate
 from celery.worker import pidbox
@@ -27,27 +28,29 @@ from celery.worker import state
 from celery.worker.consumer import consumer as stock
 from celery.worker.consumer.connection import Connection
 from celery.worker.consumer.events import Events
-from celery.worker.request import Request
 
+from celeriac import stopping
+from celeriac.config import own_setting
 from celeriac.engines import Engine
 from celeriac.engines import EngineError
 from celeriac.engines import open_engine
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Outcome
-from celeriac.engines.base import TaskInfo
 from celeriac.engines.base import Worker
 from celeriac.envelope import Envelope
 from celeriac.withdrawal import announce
 from celeriac.withdrawal import withdraw
 
-from .board import Activity
 from .board import Board
 from .board import PARENT
 from .child import make_requests
 from .child import Settings
+from .chore import Chore
 from .claimant import Orders
 from .control import handlers
-from .pool import Job
+from .orphans import INIT
+from .orphans import Orphans
+from .picture import Picture
 from .pool import Pool
 from .redelivery import board_path
 from .redelivery import COLD_SHUTDOWN
@@ -55,25 +58,34 @@ from .redelivery import Redelivery
 from .request import as_message
 from .request import Limits
 from .request import Requests
+from .shutdown import Shutdown
+from .trouble import tell
+from .watchdog import Watchdog
 
 logger = get_logger(__name__)
 
-#: Seconds between two heartbeats in the database.
-HEARTBEAT = 5.0
 #: Seconds between two looks for what dead workers left behind.
-TAKE_OVER = 2.0
+TAKE_OVER = 0.25
+#: Seconds between two looks into the mailbox without a message: its transport has its own chores.
+UPKEEP = 5.0
+#: Seconds to wait when the database refused.
+PAUSE = 0.25
 #: Seconds between two refreshments of Celery's picture of the worker.
 PICTURE = 2.0
-#: Seconds between two clean-ups.
+#: Seconds between two clean-ups, and until the next one when more is left to delete. The first
+#: comes soon, or workers that never live long would never clean up.
 MAINTENANCE = 30.0
+MAINTENANCE_GOES_ON = 0.02
 #: Seconds between two looks for what expired in a queue where no worker can take it.
 EXPIRY = 2.0
 #: Seconds between two looks for messages that are no tasks.
 STRANGERS = 2.0
 #: Seconds between two looks for what runs and is to be terminated.
 TERMINATION = 1.0
+#: Seconds between two looks for ended orphans, where the worker is process 1.
+ZOMBIES = 1.0
 #: A chord complete for so long whose callback was not sent is taken up (seconds).
-CHORD = 10.0
+CHORD = 1.0
 
 
 class Children(bootsteps.StartStopStep):
@@ -90,7 +102,10 @@ class Children(bootsteps.StartStopStep):
         c.start_children()
 
     def stop(self, c: Any) -> None:
-        """Nothing yet: children finish while the worker still answers for them."""
+        """Nothing of theirs yet: they finish while the worker still answers for them."""
+        if c.pool.shutdown.has_begun:
+            # Its thread takes up to a second to notice, which would come after all else.
+            threading.Thread(target=c.timer.stop, daemon=True).start()
 
     def shutdown(self, c: Any) -> None:
         c.leave()
@@ -125,7 +140,7 @@ class _Pidbox(pidbox.Pidbox):
         c.mailbox = tuple(queue.name for queue in self.consumer.queues)
 
     def on_message(self, body: Any, message: Any) -> None:
-        self.c.refresh_state()
+        self.c.picture.refresh()
         super().on_message(body, message)
 
 
@@ -163,55 +178,92 @@ class Consumer(stock.Consumer):
         self.engine: Engine = open_engine(kwargs["app"].conf.broker_read_url)
         self.id = uuid.uuid4().hex
         self.started_at = time.time()
-        self._settings: Settings | None = None
+        self.settings: Settings | None = None
         self._requests: Requests | None = None
-        self._chores: list[_Chore] = []
+        self._chores: list[Chore] = []
+        self._orphans = Orphans(kwargs["pool"].patience)
         #: Running tasks that were told to end.
         self.terminated: set[str] = set()
+        #: When to look into the mailbox at the latest (monotonic seconds).
+        self._drain_at = 0.0
         #: The queues of remote control.
         self.mailbox: tuple[str, ...] = ()
+        self.picture = Picture(self)
+        #: How often the loop came by; the watchdog looks at it.
+        self.rounds = 0
         super().__init__(*args, **kwargs)
+        self.pool.shutdown = Shutdown(
+            own_setting(self.app.conf, "worker_grace_period"),
+            is_program=isinstance(self.controller, Program),
+        )
+        signals.worker_shutting_down.connect(self._told_to_end, sender=self.hostname)
         # Celery's own looks at a picture of the worker that is drawn only on request, and lets
         # new tasks begin meanwhile. No door: see WorkController.wait_for_soft_shutdown.
         self.controller.wait_for_soft_shutdown = self.wait_for_soft_shutdown
+        self.watchdog = Watchdog(self)
 
     # Starting and stopping
 
     def start_children(self) -> None:
         """Become known, take over what the dead left, and let the children begin."""
-        if self._settings is not None:  # A reconnection: the children never noticed.
+        if self.settings is not None:  # A reconnection: the children never noticed.
             return
+        self.watchdog.start()
         self.update_strategies()
         # For the exchanges that they are bound to.
         for queue in self.app.amqp.queues.consume_from.values():
             queue(self.connection.default_channel).declare()
         # Known before there is a board: others delete the boards of those they do not know.
         self.register()
-        self._settings = settings = self._make_settings()
+        self.settings = settings = self._make_settings()
+        self.pool.shutdown.watch(settings.board)
         self._requests = make_requests(settings)
         redelivery = Redelivery(settings, self._requests, self.engine.folder)
         self.pool.on_death = redelivery.child_died
-        self.pool.on_watch = _Chore(TERMINATION, self.terminate_revoked).run_if_due
+        self.pool.on_watch = Chore(TERMINATION, self.terminate_revoked).run_if_due
         self._chores = [
-            _Chore(TAKE_OVER, redelivery.take_over),
-            _Chore(HEARTBEAT, lambda: self.engine.heartbeat(self.id)),
+            Chore(TAKE_OVER, redelivery.take_over),
             # Celery's heartbeat events tell how much runs and ran.
-            _Chore(PICTURE, self.refresh_state),
-            _Chore(MAINTENANCE, lambda: self.engine.maintain(time.time())),
-            _Chore(CHORD, self._dispatch_chords),
-            _Chore(EXPIRY, self.call_off),
-            _Chore(TERMINATION, self.terminate_revoked),
-            _Chore(STRANGERS, self.refuse_strangers),
+            Chore(PICTURE, self.picture.refresh),
+            Chore(MAINTENANCE, self.maintain, first=1.0),
+            Chore(MAINTENANCE, redelivery.remove_boards),
+            Chore(CHORD, self._dispatch_chords),
+            Chore(EXPIRY, self.call_off),
+            Chore(TERMINATION, self.terminate_revoked),
+            Chore(STRANGERS, self.refuse_strangers),
         ]
+        if os.getpid() == INIT:
+            self._chores.append(Chore(ZOMBIES, self._reap_orphans))
         redelivery.take_over()
         self.pool.prepare(settings, self._orders())
 
     def leave(self) -> None:
         """Be known no more. Called when the children are gone."""
-        if self._settings is not None:
+        self.watchdog.stop()
+        settings, self.settings = self.settings, None
+        if settings is None:
+            return
+        stopping.look_no_more(self.app)
+        is_settled = self._deregister()
+        self.pool.shutdown.leave(goes_on=self.pool.goes_on)
+        if is_settled:
+            settings.board.close()
+
+    def _deregister(self) -> bool:
+        """Say whether nothing is left for others to take over."""
+        try:
+            if self.pool.slots():
+                raise EngineError("What the worker held could not be handed back in time.")
             self.engine.deregister(self.id)
-            self._settings.board.close()
-            self._settings = None
+            return not self.picture.claimed()
+        except EngineError as exc:
+            # The board stays: it tells the next worker what had begun.
+            logger.critical("%s The next worker that runs or starts takes it over.", exc)
+            return False
+
+    def _told_to_end(self, **kwargs: Any) -> None:
+        """Let no task begin any more. Called in the handler of a signal."""
+        self.pool.shutdown.begin()
 
     def register(self) -> None:
         """Tell the engine what this worker can run."""
@@ -220,7 +272,7 @@ class Consumer(stock.Consumer):
                 id=self.id,
                 hostname=self.hostname,
                 pid=os.getpid(),
-                queues=self._queues(),
+                queues=self.queues(),
                 tasks=frozenset(self.app.tasks),
                 concurrency=self.pool.limit or 1,
             )
@@ -235,10 +287,12 @@ class Consumer(stock.Consumer):
 
     def wait_for_soft_shutdown(self) -> None:
         """Give running tasks some time before a cold shutdown, starting nothing more."""
+        self.pool.shutdown.halt()
         timeout = self.app.conf.worker_soft_shutdown_timeout
         if timeout > 0 and self.pool.is_busy():
             logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout)
             self.pool.finish(timeout)
+        self.pool.shutdown.begin()
 
     # The loop
 
@@ -248,20 +302,46 @@ class Consumer(stock.Consumer):
         self.on_ready()
         while self.blueprint.state == bootsteps.RUN and self.connection:
             state.maybe_shutdown()
-            self.perform_pending_operations()
-            nap = self.pool.tick()
-            for chore in self._chores:
-                chore.run_if_due()
-            self._drain(nap)
+            try:
+                self._turn()
+            except EngineError as exc:
+                # Celery would take the connection for lost, and make it anew at once, without end.
+                tell(logger, "%s", exc)
+                time.sleep(PAUSE)
+
+    def _turn(self) -> None:
+        self.rounds += 1
+        self.perform_pending_operations()
+        nap = self.pool.tick()
+        for chore in self._chores:
+            self.rounds += 1
+            chore.run_if_due()
+        self._drain(nap)
 
     def _drain(self, timeout: float) -> None:
         """Sleep until there is mail, a child wakes us or the time is over; read the mail."""
-        if timeout:
-            self.engine.wait_for_messages(self.mailbox, timeout, place=(self.id, PARENT))
+        is_mail = not timeout or self.engine.wait_for_messages(
+            self.mailbox, timeout, place=(self.id, PARENT)
+        )
+        now = time.monotonic()
+        if not is_mail and now < self._drain_at:
+            return  # Half of what an idle worker costs.
+        self._drain_at = now + UPKEEP
         try:
             self.connection.drain_events(timeout=0.001)
         except TimeoutError:
             pass
+
+    def _reap_orphans(self) -> None:
+        # The pool's, and beat with -B. This asks for the exit codes of those that have ended.
+        self._orphans.reap({process.pid for process in billiard.active_children()})
+
+    def maintain(self) -> float | None:
+        """Clean up; return in how many seconds to go on, if more is left."""
+        # Results may have a file of their own.
+        engines = {self.engine, getattr(self.app.backend, "engine", self.engine)}
+        more = [engine.maintain(time.time()) for engine in engines]
+        return MAINTENANCE_GOES_ON if any(more) else None
 
     def _dispatch_chords(self) -> None:
         for part in self.engine.ready_chords(time.time() - CHORD):
@@ -272,7 +352,7 @@ class Consumer(stock.Consumer):
     def send_orders(self) -> None:
         """Tell the children what may have changed: queues, rates, limits, events."""
         orders = self._orders()
-        if self._settings is not None and orders != self.pool.orders and not self.pool.orders.stop:
+        if self.settings is not None and orders != self.pool.orders and not self.pool.orders.stop:
             self.pool.command(orders)
             self.register()
 
@@ -308,7 +388,7 @@ class Consumer(stock.Consumer):
 
     def reset_rate_limits(self) -> None:
         """Let changed rate limits take effect."""
-        if getattr(self, "_settings", None) is not None:
+        if getattr(self, "settings", None) is not None:
             self.send_orders()
 
     def _update_prefetch_count(self, index: int = 0) -> None:
@@ -316,7 +396,7 @@ class Consumer(stock.Consumer):
 
     def _orders(self) -> Orders:
         return Orders(
-            queues=self._queues(),
+            queues=self.queues(),
             rates=dict(self._rates()),
             limits={
                 name: (task.soft_time_limit, task.time_limit)
@@ -327,7 +407,8 @@ class Consumer(stock.Consumer):
             events=self._wants_task_events(),
         )
 
-    def _queues(self) -> tuple[str, ...]:
+    def queues(self) -> tuple[str, ...]:
+        """Return the names of the queues that the worker consumes from."""
         # By their names: a queue for broadcasts is known by another, and has one of its own.
         return tuple(queue.name for queue in self.app.amqp.queues.consume_from.values())
 
@@ -377,12 +458,12 @@ class Consumer(stock.Consumer):
 
         It may have come too early, or not at all; and in a solo worker nobody reads it.
         """
-        claimed = self._claimed()
+        claimed = self.picture.claimed()
         self.terminated &= {info.task_id for info in claimed}
         wanted = self.engine.revocations([info.task_id for info in claimed]).signals
         if not wanted:
             return
-        for request, activity in self._running(claimed):
+        for request, activity in self.picture.running(claimed):
             signum = wanted.get(request.id)
             if signum and request.id not in self.terminated and activity is not None:
                 self.terminated.add(request.id)
@@ -391,7 +472,7 @@ class Consumer(stock.Consumer):
     def refuse_strangers(self) -> None:
         """Delete what is no task from the queues of tasks, as Celery's worker does."""
         nameless = frozenset([""])
-        for delivery in self.engine.claim(self._queues(), 100, worker=self.id, tasks=nameless):
+        for delivery in self.engine.claim(self.queues(), 100, worker=self.id, tasks=nameless):
             try:
                 self._report_stranger(delivery)
             except Exception:  # Its headers are nonsense.
@@ -402,116 +483,3 @@ class Consumer(stock.Consumer):
         message = as_message(delivery, Envelope.unpack(delivery.envelope))
         logger.warning(stock.UNKNOWN_FORMAT, self._message_report(delivery.body, message))
         signals.task_rejected.send(sender=self, message=message, exc=None)
-
-    # What others ask
-
-    def refresh_state(self) -> None:
-        """Fill in Celery's picture of the worker, which remote control reads, from the store."""
-        state.requests.clear()
-        state.reserved_requests.clear()
-        state.active_requests.clear()
-        if self._settings is None:
-            return
-        self._held = []  # The sets of Celery's picture are weak.
-        for request, activity in self._running(self._claimed()):
-            self._held.append(request)
-            state.task_reserved(request)
-            if activity is not None:
-                state.active_requests.add(request)
-        self._refresh_totals()
-
-    def scheduled(self) -> list[dict[str, Any]]:
-        """Return the tasks in our queues that are not due yet, as ``inspect scheduled`` does."""
-        infos = self.engine.list_tasks(queues=self._queues(), status="scheduled")
-        return [
-            {
-                "eta": request.eta.isoformat() if request.eta else None,
-                "priority": 6,
-                "request": request.info(),
-            }
-            for request in map(self._as_request, infos)
-            if request is not None
-        ]
-
-    def _claimed(self) -> list[TaskInfo]:
-        return self.engine.list_tasks(worker=self.id, status="claimed")
-
-    def _running(self, claimed: Iterable[TaskInfo]) -> Iterator[tuple[Request, Activity | None]]:
-        """Yield Celery's request for each claimed task, and who runs it, if anybody does."""
-        running = {
-            activity.started[-1]: activity
-            for _, activity in self.pool.activities()
-            if activity.running and activity.started
-        }
-        for info in claimed:
-            request = self._as_request(info)
-            if request is None:
-                continue
-            activity = running.get(info.tag)
-            if activity is not None:
-                request.worker_pid = Job.of(activity)
-                request.time_start = time.time() - (time.monotonic() - activity.began)
-                request.acknowledged = not request.task.acks_late
-            yield request, activity
-
-    def waiting(self, task_ids: Iterable[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Return state and description of the tasks in our queues that nobody runs yet."""
-        infos = self.engine.list_tasks(task_ids=list(task_ids), queues=self._queues())
-        waiting = [(info, self._as_request(info)) for info in infos if info.status != "claimed"]
-        return {info.task_id: (info.status, request.info()) for info, request in waiting if request}
-
-    def _refresh_totals(self) -> None:
-        assert self._settings is not None
-        totals = self._settings.board.totals()
-        state.total_count.clear()
-        state.total_count.update(totals)
-        state.all_total_count[:] = [sum(totals.values())]
-
-    def _as_request(self, info: TaskInfo) -> Request | None:
-        if info.task not in self.app.tasks:
-            return None
-        delivery = Delivery(
-            info.tag,
-            0,
-            info.queue,
-            info.envelope,
-            info.body,
-            info.task,
-            info.task_id,
-            info.priority,
-            info.deaths,
-            info.deaths > 0,
-            None,
-        )
-        try:
-            return Request(
-                as_message(delivery, Envelope.unpack(info.envelope)),
-                app=self.app,
-                hostname=self.hostname,
-                task=self.app.tasks[info.task],
-                eventer=self.event_dispatcher,
-                on_ack=lambda *_: None,
-                on_reject=lambda *_: None,
-            )
-        except Exception:  # Its headers are nonsense; what else runs is to be seen all the same.
-            return None
-
-
-class _Chore:
-    """Something to do every so often."""
-
-    def __init__(self, interval: float, action: Callable[[], Any]) -> None:
-        self._interval = interval
-        self._action = action
-        self._due = time.monotonic() + interval
-
-    def run_if_due(self) -> None:
-        if time.monotonic() < self._due:
-            return
-        self._due = time.monotonic() + self._interval
-        try:
-            self._action()
-        except EngineError as exc:
-            logger.error("%s", exc)
-        except Exception:
-            logger.exception("The worker goes on after an error of its own")

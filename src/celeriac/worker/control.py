@@ -1,7 +1,7 @@
 """Remote control commands whose answer is in the store.
 
 All other commands are Celery's own: they read its picture of the worker, which
-:meth:`~celeriac.worker.consumer.Consumer.refresh_state` fills in before each.
+:meth:`~celeriac.worker.picture.Picture.refresh` fills in before each.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def _obeyed(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
-    result: list[dict[str, Any]] = state.consumer.scheduled()
+    result: list[dict[str, Any]] = state.consumer.picture.scheduled()
     return result
 
 
 def _query_task(state: Any, ids: Any, **kwargs: Any) -> dict[str, Any]:
     """Tell what Celery knows, and of what waits in the store."""
     task_ids = list(map(str, maybe_list(ids) or ()))
-    return {**state.consumer.waiting(task_ids), **control.query_task(state, task_ids)}
+    return {**state.consumer.picture.waiting(task_ids), **control.query_task(state, task_ids)}
 
 
 def _revoke(

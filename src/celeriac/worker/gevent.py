@@ -71,7 +71,7 @@ class GeventPool(ThreadPool):
     # Celery's handler of a signal runs in the hub, where nothing can wait. When it asks for a
     # cold shutdown, the worker's own greenlet terminates the pool afterwards.
 
-    def finish(self, timeout: float) -> None:
+    def finish(self, timeout: float | None) -> None:
         if not _is_in_hub():
             super().finish(timeout)
 

@@ -28,7 +28,12 @@ from .board import SLOTS
 from .child import Settings
 from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
+from .claimant import RETRY
+from .memory import Memory
 from .redelivery import COLD_SHUTDOWN
+from .redelivery import GRACE_OVER
+from .shutdown import Shutdown
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -42,8 +47,8 @@ LOOK_IDLE = 0.25
 #: Time that the store buffers of other processors surely need to drain (seconds); see
 #: :meth:`Board.begin`.
 SETTLE = 0.001
-#: Seconds in which the same error is not told again.
-REPEAT = 60.0
+#: How long what is ended may take to be dealt with when the worker ends (seconds).
+ENDING = 0.4
 
 
 class Child(Protocol):
@@ -90,16 +95,22 @@ class Pool(BasePool):
     only the consumer knows the queues; Celery starts pools first.
     """
 
-    #: Called with slot, process id and reason when a child died.
-    on_death: Callable[[int, int, str], None]
+    #: Called with slot, process id, reason and memory when a child died.
+    on_death: Callable[[int, int, str, Memory | None], None]
     #: Called often while a task keeps the consumer from looking after it.
     on_watch: Callable[[], None]
+
+    #: The end of the worker, which the consumer brings about.
+    shutdown: Shutdown
 
     #: How many children there are to be.
     limit: int
     options: dict[str, Any]
     #: Whether children end and are replaced by and by: threads would not give memory back.
     recycles = False
+    #: How long an ended process that is no child of the pool is left alone (seconds), where the
+    #: worker is process 1. Tasks that run in this process may yet ask how it ended.
+    patience = 2.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -112,9 +123,10 @@ class Pool(BasePool):
         self._leaving: set[int] = set()
         # The autoscaler is a thread of its own.
         self._lock = threading.RLock()
-        self._told: dict[str, float] = {}
         #: Tags of deliveries, by their slots, in which the soft time limit is to be raised.
         self._softening: dict[int, int] = {}
+        #: When to deal with the dead again, after that failed (monotonic seconds).
+        self._reap_at = 0.0
 
     # What the consumer calls
 
@@ -142,17 +154,25 @@ class Pool(BasePool):
         self.ready().board.watch(True)
         return LOOK
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a task that was given up goes on."""
+        return False
+
     def is_busy(self) -> bool:
         """Say whether a task runs."""
         return any(activity.running for _, activity in self.activities())
 
-    def finish(self, timeout: float) -> None:
+    def finish(self, timeout: float | None) -> None:
         """Start nothing more, and wait for what runs, at most ``timeout`` seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         self.command(stopping(self.orders))
-        while self.slots() and time.monotonic() < deadline:
+        while self.slots() and (deadline is None or time.monotonic() < deadline):
             self.tick()
             time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End the children that can be ended, whatever they do."""
 
     def end_running(self, reason: str) -> None:
         """End what runs, where that is possible without ending the worker itself."""
@@ -160,6 +180,30 @@ class Pool(BasePool):
             if activity.running:
                 logger.warning("Ending the task of process %s: %s", activity.pid, reason)
                 self._end(slot, activity, signal.SIGKILL, reason)
+
+    def has_entered(self, slot: int, activity: Activity) -> bool:
+        """Say whether a slot's child has begun to look for work."""
+        child = self._children.get(slot)
+        return child is not None and child.pid == activity.pid
+
+    def replace(self, slot: int, reason: str) -> bool:
+        """Have a child that hangs end, and another take its place; say whether that can be done.
+
+        Asked again when that was of no use.
+        """
+        return False
+
+    def abandon(self, patience: float) -> None:
+        """End the children of a worker whose loop hangs, with all locks that it may hold.
+
+        :param patience: how long to wait for the tasks that run (seconds).
+        """
+        self.orders = stopping(self.orders)
+        for child in list(self._children.values()):
+            child.tell(self.orders)
+        deadline = time.monotonic() + patience
+        while self.is_busy() and time.monotonic() < deadline:
+            time.sleep(LOOK)
 
     def activities(self) -> Iterator[tuple[int, Activity]]:
         """Yield slot and activity of each child."""
@@ -235,15 +279,25 @@ class Pool(BasePool):
         """How many tasks can run at once; Celery's autoscaler asks."""
         return self.limit
 
+    def on_close(self) -> None:
+        """Begin nothing more: the worker was told to end."""
+        if self.settings is not None:
+            self.shutdown.begin()
+            running = sum(activity.running for _, activity in self.activities())
+            self.shutdown.announce(running)
+
     def on_stop(self) -> None:
-        """Let children finish what they run, and give back the rest."""
+        """Let children finish what they run, in the grace period; hand back the rest."""
         if self.settings is None:
             return
         self.limit = 0
-        self.command(stopping(self.orders))
-        while self._children:
-            self.tick()
-            time.sleep(0.01)
+        self.finish(self.shutdown.left())
+        if self._children:
+            self.end_running(GRACE_OVER)
+            self.finish(ENDING)
+        if self._children:
+            self.kill()
+            self.finish(ENDING)
 
     def on_terminate(self) -> None:
         """End all children now."""
@@ -267,6 +321,10 @@ class Pool(BasePool):
         """Return the process that a child runs in, for the errors that users see."""
         return child.pid
 
+    def memory_of(self, slot: int, child: Any) -> Memory | None:
+        """Return what a dead child had in memory, if it had one of its own."""
+        return None
+
     # Looking after children
 
     def tell(self) -> None:
@@ -282,24 +340,32 @@ class Pool(BasePool):
         return stopping(self.orders) if slot in self._leaving else self.orders
 
     def _fill(self) -> None:
-        while len(self._children) - len(self._leaving) < self.limit and not self.orders.stop:
+        while len(self._children) - len(self._leaving) < self.limit and not self._is_stopping():
             slot = next(slot for slot in range(PARENT) if slot not in self._children)
             if slot >= self.most:
                 return  # All are taken until those that leave are gone.
             self._children[slot] = self.start_child(slot)
 
+    def _is_stopping(self) -> bool:
+        return self.orders.stop or self.ready().board.is_stopping()
+
     def _reap(self) -> None:
         """Deal with the dead, and replace them."""
+        if time.monotonic() < self._reap_at:
+            return
         for slot, child in list(self._children.items()):
             try:
                 reason = child.why_dead()
                 if reason is None:
                     continue
-                self.on_death(slot, self.process_of(child), reason)
+                self.on_death(slot, self.process_of(child), reason, self.memory_of(slot, child))
             except EngineError as exc:
-                # Until that succeeds, the dead child keeps its slot, and what it holds.
-                self._tell_once("The worker could not deal with a death: %s", exc)
-                continue
+                # Until that succeeds, the dead child keeps its slot, and what it holds; or
+                # the next worker sees to it.
+                tell(logger, "The worker could not deal with a death: %s", exc)
+                if not self.orders.stop:
+                    self._reap_at = time.monotonic() + RETRY
+                    continue
             del self._children[slot]
             self._leaving.discard(slot)
             child.close()
@@ -314,7 +380,8 @@ class Pool(BasePool):
                 self._enforce_limits(slot, activity, now)
             if slot in self._softening:
                 self._soften(slot, activity)
-            if activity.held > 1 and not activity.halted and now - activity.began > STUCK:
+            is_stuck = now - activity.began > STUCK or self._is_stopping()
+            if activity.held > 1 and not activity.halted and is_stuck:
                 self._release_rest(slot, activity.batch)
         return bool(running)
 
@@ -339,7 +406,7 @@ class Pool(BasePool):
         try:
             held = settings.engine.lost(settings.worker_id, slot)
         except EngineError as exc:
-            self._tell_once("What a child holds could not be read: %s", exc)
+            tell(logger, "What a child holds could not be read: %s", exc)
             held = []
         names = [f"{d.task}[{d.task_id}]" for d, *_ in held if d.tag == tag]
         return names[0] if names else "a task"
@@ -368,14 +435,7 @@ class Pool(BasePool):
             if rest:
                 settings.engine.release(rest)
         except EngineError as exc:
-            self._tell_once("What waits behind a long task could not be handed out: %s", exc)
-
-    def _tell_once(self, message: str, exc: EngineError) -> None:
-        """Log an error, unless the same was told a moment ago: a full disk stays full."""
-        now = time.monotonic()
-        if now - self._told.get(message, -REPEAT) >= REPEAT:
-            self._told[message] = now
-            logger.error(message, exc)
+            tell(logger, "What waits behind a long task could not be handed out: %s", exc)
 
 
 def stopping(orders: Orders) -> Orders:

@@ -21,17 +21,26 @@ from .child import run_child
 from .child import Settings
 from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
+from .memory import Footprint
+from .memory import KernelKills
+from .memory import Memory
 from .pool import Pool
 from .pool import SETTLE
 from .pool import stopping
 from .redelivery import COLD_SHUTDOWN
+from .redelivery import GRACE_OVER
 from .spawn import Inherited
 from .spawn import Luggage
 from .spawn import NO_APP
 from .spawn import run_spawned
+from .trouble import DAMAGED
 
 #: How long a process that is to end may take to record what it ended before (seconds).
 PATIENCE = 0.05
+#: Said of a child that got a SIGKILL which nobody of the worker sent.
+LACKED_MEMORY = ", by the kernel for lack of memory"
+#: How long children that have nothing to do may take to end, when their parent hangs (seconds).
+LEAVE = 3.0
 
 
 class _Process:
@@ -41,8 +50,14 @@ class _Process:
     _pipe: int
 
     def __init__(
-        self, settings: Settings, slot: int, orders: Orders, siblings: Iterable[_Process]
+        self,
+        settings: Settings,
+        slot: int,
+        orders: Orders,
+        siblings: Iterable[_Process],
+        kills: KernelKills,
     ) -> None:
+        self._kills = kills
         # A sibling that held on to this pipe would keep its child from noticing its parent's end.
         self._foreign = [sibling._pipe for sibling in siblings]
         reading, self._pipe = os.pipe()
@@ -63,6 +78,8 @@ class _Process:
         self._reasons: dict[int, str] = {}
         self.soft_sent = 0.0
         self._code: int | None = None
+        self._lacked_memory = False
+        self.footprint = Footprint(self.pid)
 
     def _call(self, settings: Settings, slot: int, reading: int) -> tuple[Any, ...]:
         """Return the function that is the child, and its arguments."""
@@ -86,6 +103,21 @@ class _Process:
         self._reasons.setdefault(signum, reason)
         self._send(signum)
 
+    @property
+    def was_aborted(self) -> bool:
+        """Whether it was told to write where it hangs, and end."""
+        return signal.SIGABRT in self._reasons
+
+    def reap(self, deadline: float) -> None:
+        """Wait for its end, and kill it at the deadline (monotonic seconds)."""
+        try:
+            while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    self._send(signal.SIGKILL)
+                time.sleep(0.01)
+        except ChildProcessError:
+            pass  # The hanging loop was faster.
+
     def why_dead(self) -> str | None:
         self._flush()
         if self._code is None:
@@ -93,8 +125,9 @@ class _Process:
             if self._code is None:
                 return None
             self._process.join()
-            if self._code == NO_APP:
-                state.should_stop = NO_APP
+            self._lacked_memory = self._code == -signal.SIGKILL and self._kills.happened()
+            if self._code in (NO_APP, DAMAGED):
+                state.should_stop = self._code
         return self._why(self._code)
 
     def close(self) -> None:
@@ -106,7 +139,9 @@ class _Process:
             return self._reasons[-code]
         # One that was terminated outlived the signal, and died of something else.
         others = [why for why in self._reasons.values() if not why.startswith("terminated ")]
-        return others[0] if others else _exit_text(code)
+        if others:
+            return others[0]
+        return _exit_text(code) + (LACKED_MEMORY if self._lacked_memory else "")
 
     def _send(self, signum: int) -> None:
         try:
@@ -140,14 +175,31 @@ class ProcessPool(Pool):
     uses_semaphore = False
     signal_safe = True
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kills = KernelKills()
+
     def start_child(self, slot: int) -> _Process:
         siblings = list(self._children.values())
-        return self._child_class(self.ready(), slot, self.orders, siblings)
+        return self._child_class(self.ready(), slot, self.orders, siblings, self._kills)
+
+    def memory_of(self, slot: int, child: _Process) -> Memory | None:
+        started = self.ready().board.read(slot).started
+        return child.footprint.during(started[-1]) if started else None
 
     @property
     def _child_class(self) -> type[_Process]:
         is_asked_for = not self.forking_enable or billiard.get_start_method() != "fork"
         return _SpawnedProcess if is_asked_for else _Process
+
+    def _look(self) -> bool:
+        is_busy = super()._look()
+        if is_busy:
+            self._kills.look()
+        for slot, activity in self.activities():
+            runs = activity.running and activity.started
+            self._children[slot].footprint.look(activity.started[-1] if runs else None)
+        return is_busy
 
     def _end(self, slot: int, activity: Activity, signum: int, reason: str) -> None:
         """End the process, unless its task ended meanwhile: the next one is not meant.
@@ -164,11 +216,30 @@ class ProcessPool(Pool):
                 return
             time.sleep(SETTLE)
 
+    def kill(self) -> None:
+        self._kill(GRACE_OVER)
+
+    def _kill(self, reason: str) -> None:
+        for child in list(self._children.values()):
+            child.end(0, signal.SIGKILL, reason)
+
+    def replace(self, slot: int, reason: str) -> bool:
+        child = self._children.get(slot)
+        if child is not None:
+            # It answers the first signal by writing where it hangs, unless it is stopped.
+            child.end(0, signal.SIGKILL if child.was_aborted else signal.SIGABRT, reason)
+        return True
+
+    def abandon(self, patience: float) -> None:
+        super().abandon(patience)
+        deadline = time.monotonic() + LEAVE
+        for child in list(self._children.values()):
+            child.reap(deadline)
+
     def on_terminate(self) -> None:
         self.limit = 0
         self.orders = stopping(self.orders)
-        for child in self._children.values():
-            child.end(0, signal.SIGKILL, COLD_SHUTDOWN)
+        self._kill(COLD_SHUTDOWN)
         while self._children:
             with self._lock:
                 self._reap()

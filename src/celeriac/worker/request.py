@@ -8,15 +8,17 @@ and becomes the outcome.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from contextlib import nullcontext
 from datetime import datetime
 from datetime import timezone
 from typing import Any
-from typing import cast
 from typing import NamedTuple
 
 from billiard.einfo import ExceptionInfo
@@ -33,20 +35,24 @@ from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.request import Request
-from kombu.compression import decompress
 from kombu.message import Message as KombuMessage
-from kombu.serialization import loads
 from kombu.serialization import prepare_accept_content
 
 from celeriac import coroutines
+from celeriac.aside import in_words
+from celeriac.aside import incident
+from celeriac.aside import Reason
+from celeriac.aside import set_aside
 from celeriac.collect import collecting
 from celeriac.collect import Collector
 from celeriac.collect import current
 from celeriac.engines import Engine
 from celeriac.engines.base import Action
+from celeriac.engines.base import Aside
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Outcome
 from celeriac.envelope import Envelope
+from celeriac.explain import Program
 
 logger = get_logger("celery.worker.strategy")
 
@@ -62,6 +68,29 @@ class Limits(NamedTuple):
 
     soft: float | None
     hard: float | None
+
+
+class Verdict:
+    """What becomes of the message of a delivery, until that is an :class:`.Outcome`."""
+
+    __slots__ = ("action", "aside")
+
+    def __init__(self) -> None:
+        self.action = Action.ACKNOWLEDGE
+        self.aside: Aside | None = None
+
+    def set_aside(self, app: Celery, delivery: Delivery, aside: Aside, error: str) -> None:
+        """Keep the message as a dead letter, and say so."""
+        self.action, self.aside = Action.SET_ASIDE, aside
+        logger.error(
+            "Task %s[%s] is set aside, because %s (%s). Look at it with: %s dead show %s",
+            delivery.task,
+            delivery.task_id,
+            in_words(aside.reason, delivery.deaths + aside.died),
+            error.rstrip("."),
+            Program.of(app).command,
+            delivery.task_id,
+        )
 
 
 class Requests:
@@ -123,18 +152,18 @@ class Requests:
     def run(self, delivery: Delivery, revoked: bool = False) -> Outcome:
         """Run the prepared delivery to its end. Only what ends the process is raised."""
         collector = Collector(self._engine, delivery.task_id)
-        action = [Action.ACKNOWLEDGE]
+        verdict = Verdict()
         with collecting(collector):
             try:
                 if not isinstance(self._envelope, Envelope):
                     raise self._envelope
-                self._execute(delivery, self._envelope, revoked, action)
+                self._execute(delivery, self._envelope, revoked, verdict)
             except Exception as exc:  # A message that Celery can not even look at.
-                self.refuse(delivery, exc)
-        return Outcome(delivery, action[0], *collector.collected)
+                self.refuse(delivery, exc, verdict)
+        return Outcome(delivery, verdict.action, *collector.collected, verdict.aside)
 
     def _execute(
-        self, delivery: Delivery, envelope: Envelope, revoked: bool, action: list[Action]
+        self, delivery: Delivery, envelope: Envelope, revoked: bool, verdict: Verdict
     ) -> None:
         expired = delivery.expires_at is not None and delivery.expires_at <= time.time()
         stamped = self._stamps and envelope.headers.get("stamped_headers")
@@ -143,22 +172,26 @@ class Requests:
                 return
         if envelope.headers.get("eta") or envelope.headers.get("expires"):
             # Refuses what is no time, whether or not anybody is told of the task below.
-            self.as_request(delivery, envelope, action)
+            self.as_request(delivery, envelope, verdict)
         self._announce(delivery, envelope)
         args, kwargs, embed = self._decode(delivery, envelope)
         context = self._context(delivery, envelope, args, kwargs, embed)
+        task = self._app.tasks[delivery.task]
+        misfit = _misfit(task, args, kwargs)
+        if misfit is not None:
+            request = self.as_request(delivery, envelope, verdict)
+            return self._refuse_call(delivery, request, misfit, verdict)
         self._send_event(delivery, "task-started")
         with self.app_context():
-            trace = self._app.tasks[delivery.task].__trace__
-            retval, info, runtime, retstr = trace(delivery.task_id, args, kwargs, context)
+            retval, info, runtime, retstr = task.__trace__(delivery.task_id, args, kwargs, context)
         if info is None:
             self._send_event(delivery, "task-succeeded", result=retstr, runtime=runtime)
             return
         if info.state == states.IGNORED:
             self._ignore(delivery, info.retval, context)
-        request = self.as_request(delivery, envelope, action)
+        request = self.as_request(delivery, envelope, verdict)
         if isinstance(info.retval, Reject):
-            self._reject(request, info.retval, retval)
+            self._reject(delivery, request, retval, verdict)
         else:
             request.on_failure(_unwrapped(retval), return_ok=True)
 
@@ -173,33 +206,35 @@ class Requests:
         if not goes_on and hasattr(backend, "mark_as_ignored"):
             backend.mark_as_ignored(Context(context))
 
-    def _reject(self, request: Request, exc: Any, einfo: ExceptionInfo) -> None:
+    def _reject(
+        self, delivery: Delivery, request: Request, einfo: ExceptionInfo, verdict: Verdict
+    ) -> None:
         """Reject the message. The task fails, unless it is to run again.
 
         Celery does the same since 5.7. Before, the task would stay PENDING for ever.
         """
-        if not exc.requeue:
-            self._app.backend.mark_as_failure(
-                request.id, exc, request=request._context, store_result=request.store_errors
-            )
-            signals.task_failure.send(
-                sender=request.task,
-                task_id=request.id,
-                exception=exc,
-                args=request.args,
-                kwargs=request.kwargs,
-                traceback=einfo.traceback,
-                einfo=einfo,
-            )
-            request.send_event("task-failed", exception=repr(exc), traceback=einfo.traceback)
+        exc: Any = _unwrapped(einfo).exception
         request.reject(requeue=exc.requeue)
+        if not exc.requeue:
+            record_failure(request, exc, einfo)
+            self._set_aside(delivery, Reason.REJECTED, exc, verdict, traceback=einfo.traceback)
+
+    def _refuse_call(
+        self, delivery: Delivery, request: Request, exc: Exception, verdict: Verdict
+    ) -> None:
+        """Have the task fail whose arguments do not fit it, without running or retrying it."""
+        einfo = failure(exc)
+        with self.app_context(), _current(request) as context:
+            record_failure(request, exc, einfo)
+            request.task.on_failure(exc, request.id, context.args, context.kwargs, einfo)
+        self._set_aside(delivery, Reason.SIGNATURE, exc, verdict)
 
     def _announce(self, delivery: Delivery, envelope: Envelope) -> None:
         """Tell the log, the signal's receivers and the monitors, where there are any."""
         info = logger.isEnabledFor(20)
         if not (info or signals.task_received.receivers or self._sends_events(delivery)):
             return
-        request = self.as_request(delivery, envelope, [Action.ACKNOWLEDGE])
+        request = self.as_request(delivery, envelope, Verdict())
         if info:
             data = {
                 "id": request.id,
@@ -214,18 +249,12 @@ class Requests:
             request.send_event("task-received", **_received(request))
 
     def _decode(self, delivery: Delivery, envelope: Envelope) -> tuple[Any, Any, Any]:
-        body: Any = delivery.body
-        compression = envelope.headers.get("compression")
-        if compression:
-            body = decompress(body, compression)
-        # The stubs of kombu do not know that both may be missing.
-        kind = cast("tuple[str, str]", (envelope.content_type, envelope.content_encoding))
-        args, kwargs, embed = loads(body, *kind, accept=self._accept)
+        args, kwargs, embed = envelope.decode(delivery.body, self._accept)
         if not isinstance(kwargs, dict):
             raise InvalidTaskError(
                 f"The message has {kwargs!r} for keyword arguments, and these must be a mapping."
             )
-        return args, kwargs, embed or {}
+        return args, kwargs, embed
 
     def _context(
         self, delivery: Delivery, envelope: Envelope, args: Any, kwargs: Any, embed: Any
@@ -261,27 +290,37 @@ class Requests:
             # The queue's own limit (message_ttl), of which Celery's request does not know.
             expires = datetime.fromtimestamp(delivery.expires_at, timezone.utc).isoformat()
             envelope = envelope._replace(headers={**envelope.headers, "expires": expires})
-        request = self.as_request(delivery, envelope, [Action.ACKNOWLEDGE])
+        request = self.as_request(delivery, envelope, Verdict())
         if revoked:
             state.revoked.add(delivery.task_id)
         return bool(request.revoked())
 
-    def refuse(self, delivery: Delivery, exc: Exception) -> None:
-        """Have the task fail whose message Celery can not even look at."""
+    def refuse(self, delivery: Delivery, exc: Exception, verdict: Verdict) -> None:
+        """Have the task fail whose message Celery can not even look at, and set that aside."""
         logger.exception("Task %s[%s] can not be run", delivery.task, delivery.task_id)
         if not all(isinstance(arg, str) for arg in exc.args):
             # It may quote the very thing that can not be read, and then could not be read itself.
             exc = InvalidTaskError(f"The message can not be read: {type(exc).__name__}: {exc}")
         self._app.backend.mark_as_failure(delivery.task_id, exc)
+        self._set_aside(delivery, Reason.UNREADABLE, exc, verdict)
 
-    def as_request(self, delivery: Delivery, envelope: Envelope, action: list[Action]) -> Request:
+    def _set_aside(
+        self, delivery: Delivery, reason: Reason, exc: Any, verdict: Verdict, **details: Any
+    ) -> None:
+        kind = type(exc).__name__
+        # A Reject as text is the tuple of its arguments.
+        error = f"{kind}: {getattr(exc, 'reason', exc) if isinstance(exc, Reject) else exc}"
+        ended = incident(self.hostname, os.getpid(), kind, **details)
+        verdict.set_aside(self._app, delivery, set_aside(reason, error, ended), error)
+
+    def as_request(self, delivery: Delivery, envelope: Envelope, verdict: Verdict) -> Request:
         """Return Celery's own request for a delivery.
 
-        :param action: its one element is set when the request rejects its message.
+        :param verdict: hears of it when the request rejects its message.
         """
 
         def on_reject(logger: Any, errors: Any, requeue: bool) -> None:
-            action[0] = Action.REQUEUE if requeue else Action.ACKNOWLEDGE
+            verdict.action = Action.REQUEUE if requeue else Action.ACKNOWLEDGE
 
         return Request(
             as_message(delivery, envelope, self._accept),
@@ -341,12 +380,57 @@ def as_message(
     )
 
 
+def record_failure(request: Request, exc: BaseException, einfo: ExceptionInfo) -> None:
+    """Store and tell that a task failed, where Celery's tracer does not."""
+    task = request.task
+    with _current(request) as context:
+        task.backend.mark_as_failure(
+            request.id, exc, einfo.traceback, request=context, store_result=request.store_errors
+        )
+        signals.task_failure.send(
+            sender=task,
+            task_id=request.id,
+            exception=exc,
+            args=context.args,
+            kwargs=context.kwargs,
+            traceback=exc.__traceback__,
+            einfo=einfo,
+        )
+    request.send_event("task-failed", exception=repr(exc), traceback=einfo.traceback)
+
+
+@contextmanager
+def _current(request: Request) -> Iterator[Context]:
+    """Make a request the task's own, as those see it who hear of its failure."""
+    context = request._context
+    context.args, context.kwargs, _ = request._payload
+    request.task.request_stack.push(context)
+    try:
+        yield context
+    finally:
+        request.task.request_stack.pop()
+
+
 def failure(exc: BaseException) -> ExceptionInfo:
     """Return an error that did not happen here as Celery wants to hear of it."""
     try:
         raise exc
     except BaseException:
         return ExceptionInfo()
+
+
+def _misfit(task: Any, args: Any, kwargs: Any) -> TypeError | None:
+    """Return why a call does not fit its task, as Celery asks before it is sent.
+
+    It may have been sent by other code than this worker's, or by another program by name.
+    """
+    check = getattr(task, "__header__", None) if task.typing else None
+    if check is not None:
+        try:
+            check(*args, **kwargs)
+        except TypeError as exc:
+            return exc
+    return None
 
 
 def _unwrapped(einfo: ExceptionInfo) -> ExceptionInfo:

@@ -14,10 +14,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 from celery import signals
 from celery.utils.log import get_logger
+
+from celeriac.engines import EngineError
 
 from .board import PARENT
 from .child import Settings
@@ -30,7 +33,9 @@ from .pool import Child
 from .pool import LOOK_IDLE
 from .pool import Pool
 from .pool import stopping
+from .redelivery import GRACE_OVER
 from .thread import ThreadChild
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -95,6 +100,7 @@ class SoloPool(Pool):
     """One child, which is the worker itself."""
 
     signal_safe = False
+    patience = 600.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -120,7 +126,7 @@ class SoloPool(Pool):
     def process_of(self, child: Child) -> int:
         return os.getpid()
 
-    def finish(self, timeout: float) -> None:
+    def finish(self, timeout: float | None) -> None:
         """Nothing to wait for: whoever calls this has interrupted the task."""
 
     def tick(self) -> float:
@@ -145,11 +151,18 @@ class SoloPool(Pool):
         self._end_watch()
         self.orders = stopping(self.orders)
         itself, self._itself = self._itself, None
+        if itself is not None and itself.claimant.fence.taken:
+            with self._lock:
+                self._reap()  # If the watcher has not come to it.
+            return
         self._children.clear()
-        if itself is not None and not itself.claimant.fence.taken:
+        if itself is not None:
             itself.tell(self.orders)
-            itself.claimant.loop()
-            self.on_death(0, os.getpid(), "the task ended the worker")
+            try:
+                itself.claimant.loop()
+                self.on_death(0, os.getpid(), "the task ended the worker", None)
+            except EngineError as exc:
+                tell(logger, "%s", exc)  # The next worker sees to what is left.
 
     def on_terminate(self) -> None:
         self._end_watch()
@@ -167,12 +180,32 @@ class SoloPool(Pool):
         settings = self.ready()
         while not self._stopped.is_set():
             nap = super().tick()
+            self._end_in_time()
             self._insist()
             if nap < LOOK_IDLE:
                 self.on_watch()
                 self._stopped.wait(nap)
             else:
-                settings.engine.wait_for_messages((), nap, place=(settings.worker_id, PARENT))
+                self._sleep(settings, nap)
+
+    @staticmethod
+    def _sleep(settings: Settings, nap: float) -> None:
+        try:
+            settings.engine.wait_for_messages((), nap, place=(settings.worker_id, PARENT))
+        except EngineError as exc:
+            tell(logger, "%s", exc)
+            time.sleep(nap)
+
+    def _end_in_time(self) -> None:
+        """Hand the task back when the grace period is over, which the worker waits for in it."""
+        if self.shutdown.has_begun and self.is_busy():
+            self.shutdown.announce(1)
+            if self.shutdown.is_over and not self.goes_on:
+                self.end_running(GRACE_OVER)
+
+    @property
+    def goes_on(self) -> bool:
+        return self._itself is not None and self._itself.alive
 
     def _insist(self) -> None:
         itself = self._itself

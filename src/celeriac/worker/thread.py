@@ -15,6 +15,8 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
+from celeriac.exceptions import EngineDamagedError
+
 from . import fence
 from .child import make_claimant
 from .child import Settings
@@ -23,6 +25,7 @@ from .claimant import Orders
 from .fence import Abandoned
 from .pool import Child
 from .pool import Pool
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -75,6 +78,8 @@ class ThreadChild:
             self._attend().loop()
         except Abandoned:
             pass
+        except EngineDamagedError as exc:
+            tell(logger, "%s", exc)
 
     def _attend(self) -> Claimant:
         self.pid = self._own_pid()
@@ -151,6 +156,7 @@ class ThreadPool(Pool):
 
     signal_safe = False
     child_class: type[ThreadChild] = ThreadChild
+    patience = 600.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -162,6 +168,10 @@ class ThreadPool(Pool):
 
     def process_of(self, child: Child) -> int:
         return os.getpid()
+
+    @property
+    def goes_on(self) -> bool:
+        return any(child.alive for child in self._given_up)
 
     def tick(self) -> float:
         self._given_up[:] = [child for child in self._given_up if child.insist()]
