@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from procrastinate import App
 from procrastinate import JobContext
@@ -13,10 +12,10 @@ from benchmarks.apps.body import timed_sum
 
 app = App(connector=PsycopgConnector(conninfo=os.environ["BENCHMARK_BROKER_URL"]))
 #: One write appends one line whole, whichever process wrote before.
-_answers = Path(os.environ["BENCHMARK_RESULT_BACKEND"]).open("ab", buffering=0)
+_answers = os.open(os.environ["BENCHMARK_RESULT_BACKEND"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 @app.task(pass_context=True)
 async def add_together(context: JobContext, x: int, y: int) -> None:
     """Add two numbers."""
-    _answers.write(f"{context.job.id} {timed_sum(x, y)}\n".encode())
+    os.write(_answers, f"{context.job.id} {timed_sum(x, y)}\n".encode())
