@@ -215,7 +215,8 @@ def test_listing_prints_a_table(
 def test_showing_prints_everything(
     celery_dead: Callable[..., Invocation], bury: Callable[..., str], letters: DeadLetters
 ) -> None:
-    bury("a", memory="512 MiB", traceback="Traceback (most recent call last):\n  …\nTypeError: no")
+    traceback = "Traceback (most recent call last):\n  …\nTypeError: no"
+    bury("a", memory=512 * 2**20, memory_before=100 * 2**20, exit=9, traceback=traceback)
     (letter,) = letters.list()
     died = f"{letter.died_at:%Y-%m-%d %H:%M:%S} UTC"
     at = f"{datetime.fromtimestamp(letter.report[0]['at'], timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
@@ -230,7 +231,8 @@ def test_showing_prints_everything(
         f"Set aside   {died}, because the call does not fit the task",
         "Error       TypeError: no",
         "Deaths      0",
-        f"Ended       {at} in process 4711 of w@host: TypeError, memory 512 MiB",
+        f"Ended       {at} in process 4711 of w@host: TypeError, with 512 MB of memory "
+        "(100 MB when it began), exit 9",
         "",
         "Traceback (most recent call last):",
         "  …",

@@ -46,6 +46,14 @@ ROWS = {
         "lifecycle/test_revoke.py: test_running_loop_is_ended",
         "lifecycle/test_revoke.py: test_late_task_that_is_terminated_does_not_run_again",
     ),
+    "its child hangs between tasks": (
+        "lifecycle/test_wedged.py: test_children_that_hang_between_two_tasks_are_replaced",
+    ),
+    "its parent hangs": (
+        "lifecycle/test_wedged.py: test_task_that_runs_while_the_parent_hangs_may_finish",
+        "lifecycle/test_wedged.py: "
+        "test_worker_whose_loop_hangs_begins_anew_until_it_hangs_too_often",
+    ),
     "warm shutdown (TERM)": (
         SHUTDOWN + "warm_shutdown_lets_the_task_finish_and_gives_back_the_rest",
     ),

@@ -120,7 +120,11 @@ class Ground:
         found = []
         with closing(sqlite3.connect(self.folder / "queue.sqlite3")) as db:
             # Celery tells a size of some groups that are no chords; nothing ever counts in them.
-            for name in ("celeriac_tasks", "celeriac_chords WHERE done", "celeriac_chord_parts"):
+            for name in (
+                "celeriac_tasks WHERE status <> 'dead'",
+                "celeriac_chords WHERE done",
+                "celeriac_chord_parts",
+            ):
                 (count,) = db.execute(f"SELECT count(*) FROM {name}").fetchone()
                 found += [f"{count} rows are left in {name}"] if count else []
         if "chord_unlock[" in (self.folder / "worker.log").read_text(errors="replace"):

@@ -16,9 +16,15 @@ SOON = 10
 
 @pytest.fixture(autouse=True)
 def sent_by_protocol_1(tasks: Any) -> Iterator[None]:
-    tasks.celery.conf.task_protocol = 1
+    _send_by(tasks.celery, 1)
     yield
-    tasks.celery.conf.task_protocol = 2
+    _send_by(tasks.celery, 2)
+
+
+def _send_by(celery: Any, protocol: int) -> None:
+    celery.conf.task_protocol = protocol
+    # Celery looks at the setting once.
+    vars(celery.amqp).pop("create_task_message", None)
 
 
 def test_task_runs_with_its_arguments_and_its_own_headers(tasks: Any) -> None:

@@ -38,8 +38,9 @@ DEPENDENT = frozenset({"steps", "summed"})
 DEATHS = 3
 #: How long after a revocation a task may start that was being claimed meanwhile (seconds).
 CLAIMED = 0.1
-#: How long before a start the clock may have jumped, if it started at the wrong time (seconds).
-JUMPED = 5.0
+#: How long before a start the clock may have jumped, if it started at the wrong time (seconds):
+#: what became due by a jump waits for its turn like all others.
+JUMPED = 30.0
 
 
 def nothing_is_lost(run: Run) -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +19,9 @@ from celery import Celery
 from celery import group
 from contracts import Contract
 from programs import Program
-from waiting import wait_until
 
 from celeriac.engines import Engine
+from celeriac.worker.claimant import RETRY
 
 SOON = 15
 Start = Callable[..., Program]
@@ -123,9 +124,10 @@ def test_child_that_ends_goes_on_trying_to_record_its_outcomes(
     with closing(sqlite3.connect(contract.folder / "queue.sqlite3", isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         locked.let_go(key)
-        worker.wait_for_log("Trying again in 0.5 s.")
+        worker.wait_for_log("Trying again every 0.5 s.")
         worker.send(signal.SIGTERM)
-        wait_until(lambda: worker.log.count("Trying again in 0.5 s.") > 2, SOON)
+        worker.wait_for_log("Warm shutdown")
+        time.sleep(3 * RETRY)  # It is told once a minute, and tried more often.
         db.execute("ROLLBACK")
 
     assert worker.wait() == 0

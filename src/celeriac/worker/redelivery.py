@@ -335,7 +335,8 @@ class Death(NamedTuple):
 
     def memory_in(self, delivery: Delivery) -> str:
         """Return a sentence on the memory, if that is known and is about this delivery."""
-        is_known = self.memory is not None and delivery.tag == self.current
+        is_told = delivery.tag == self.current and self.reason not in STOPS
+        is_known = self.memory is not None and is_told
         return f" {self.memory}" if is_known else ""
 
 

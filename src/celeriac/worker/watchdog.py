@@ -40,6 +40,7 @@ from .native import original
 from .native import start_thread
 from .probe import Probe
 from .restart import Restart
+from .trouble import tell
 
 logger = get_logger(__name__)
 
@@ -204,7 +205,7 @@ class Watchdog:
             self._refused = ""
         except EngineError as exc:
             self._refused = str(exc)
-            logger.error("%s", exc)
+            tell(logger, "%s", exc)
         finally:
             self._asking = 0.0
 
