@@ -8,7 +8,7 @@
 #   make power       cut the power, simulated, and look for what was confirmed; POWER holds options
 #   make upstream    Celery's own integration suite, on Redis and on SQLite; needs redis-server
 #   make demo        the example site with a worker and a mail receiver; ONCE=1 checks and ends
-#   make bench       the benchmarks; BENCH holds their options
+#   make bench       Celeriac beside its peers, measured; BENCH holds the options
 #   make bench-retention   one million tasks: does the queue file stop growing?
 #   make bench-memory      one million tasks: does a producer or a worker grow?
 #   make format      put source in form
@@ -17,6 +17,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The peers that `make bench` measures are installed here, and nowhere else.
+BENCH_VENV ?= .venvs/bench
 # Options for the programs below: `make tests PYTEST=-x`, `make bench BENCH=--help`,
 # `make upstream UPSTREAM="-k chord"`.
 PYTEST ?=
@@ -71,8 +73,8 @@ upstream: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(if $(ONCE),--once)
 
-bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks $(BENCH)
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python -m benchmarks $(BENCH)
 
 bench-retention: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.retention $(BENCH)
@@ -93,6 +95,12 @@ $(VENV)/.installed: pyproject.toml requirements/dev.txt $(wildcard examples/*/py
 		-e . $(patsubst %/pyproject.toml,-e %,$(wildcard examples/*/pyproject.toml))
 	@touch $@
 
+$(BENCH_VENV)/.installed: pyproject.toml requirements/bench.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements/bench.txt
+	$(BENCH_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
 	--no-emit-index-url --no-emit-find-links --no-emit-package pandas --no-emit-package numpy \
 	--custom-compile-command 'make lock'
@@ -104,6 +112,8 @@ lock: $(VENV)/.installed
 		--output-file requirements/tests-min.txt
 	$(LOCK) pyproject.toml --extra redis requirements/upstream.in \
 		--output-file requirements/upstream.txt
+	$(LOCK) pyproject.toml --extra redis requirements/bench.in \
+		--output-file requirements/bench.txt
 
 clean:
 	rm -rf $(VENV) .venvs docs/_build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,7 +1,7 @@
-"""``python -m benchmarks``: measure Celeriac beside stock Celery, and print a table.
+"""``python -m benchmarks``: measure Celeriac beside its peers, and print tables.
 
 Every trial is a process of its own, so that no contender inherits another's connections,
-imports or garbage. A round is one trial of each contender, in shuffled order.
+imports or garbage. A round is one trial of each workload and contender, in shuffled order.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from benchmarks import machine
 from benchmarks.contenders import BY_NAME
 from benchmarks.contenders import Contender
 from benchmarks.contenders import CONTENDERS
-from benchmarks.contenders import REDIS_URL
-from benchmarks.queues import connect_redis
+from benchmarks.plot import svg
 from benchmarks.report import markdown
-from benchmarks.report import Run
-from benchmarks.trial import Figures
-from benchmarks.trial import Plan
+from benchmarks.run import Run
+from benchmarks.run import Trial
+from benchmarks.servers import SERVERS
+from benchmarks.stage import Figures
+from benchmarks.stage import Plan
 from benchmarks.worker import ROOT
+from benchmarks.workloads import WORKLOADS
 
 #: Where the queue files go unless told otherwise: unlike /tmp, seldom in memory.
 _FOLDER = Path("/var/tmp")
@@ -38,38 +40,61 @@ _FOLDER = Path("/var/tmp")
 def main() -> int:
     """Run the benchmark; return 1 if any trial failed."""
     options = _parse(sys.argv[1:])
-    contenders = [BY_NAME[name] for name in options.only]
-    try:
+    run = Run.load(options.again) if options.again else Run(_command(), _now(), {})
+    if not options.again:
+        try:
+            _measure(options, run)
+        except ValueError as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 2
+    options.output.with_suffix(".md").write_text(markdown(run))
+    options.output.with_suffix(".svg").write_text(svg(run))
+    print(run.json() if options.json else markdown(run))
+    return 1 if run.failures else 0
+
+
+def _measure(options: argparse.Namespace, run: Run) -> None:
+    """Do all rounds, or leave the contenders that are not here out of them."""
+    if not options.quick:
         machine.refuse_unreal_disk(options.folder)
-        _refuse_used_redis(contenders)
-    except ValueError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    run = Run(_command(), _now(), machine.describe(options.folder))
+    contenders = [each for each in map(BY_NAME.__getitem__, options.only) if _is_here(each, run)]
+    servers = sorted({name for contender in contenders for name in contender.servers})
+    for name in servers:
+        SERVERS[name].refuse_used()
+    run.machine = {
+        **machine.describe(options.folder),
+        **{f"{name} server": SERVERS[name].describe() for name in servers},
+    }
     for number in range(1, options.rounds + 1):
         _round(number, contenders, options, run)
-        run.save(options.output.with_suffix(".json"))
-    table = markdown(run)
-    options.output.with_suffix(".md").write_text(table)
-    print(table)
-    return 1 if run.failures else 0
+
+
+def _is_here(contender: Contender, run: Run) -> bool:
+    """Say whether the contender can be measured; tell why if not."""
+    reasons = list(contender.missing())
+    if reasons:
+        run.left_out.append(f"{contender.name}, because {' and '.join(reasons)}")
+        _tell(f"left out: {run.left_out[-1]}")
+    return not reasons
 
 
 def _round(
     number: int, contenders: Sequence[Contender], options: argparse.Namespace, run: Run
 ) -> None:
-    for contender in random.sample(contenders, len(contenders)):
-        _tell(f"round {number} of {options.rounds}: {contender.name}")
+    trials = [(each, workload) for each in contenders for workload in options.workloads]
+    for contender, workload in random.sample(trials, len(trials)):
         with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
             try:
-                figures = _trial(_plan(contender, folder, options))
+                figures = _trial(_plan(contender, workload, folder, options))
             except RuntimeError as error:
-                _tell(str(error))
-                run.failures.append(f"{contender.name}, round {number}: {_last_line(error)}")
+                failure = f"{contender.name}, {workload}, round {number}: {_last_line(error)}"
+                run.failures.append(failure)
+                _tell(f"{error}\nfailed: {failure}")
             else:
-                figures["round"] = number
-                run.trials.setdefault(contender.name, []).append(figures)
-                _tell(f"  drained {figures['drain']:,.0f}/s")
+                run.trials.append(Trial(contender.name, workload, number, figures))
+                shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+                _tell(f"{number}/{options.rounds} {contender.name}, {workload}: {shown}")
+        run.save(options.output.with_suffix(".json"))
 
 
 def _trial(plan: Plan) -> Figures:
@@ -89,43 +114,48 @@ def _trial(plan: Plan) -> Figures:
     return figures
 
 
-def _plan(contender: Contender, folder: str, options: argparse.Namespace) -> Plan:
-    full = 2_000 if options.quick else options.tasks
-    tasks = max(200, int(full * (1.0 if options.equal else contender.scale)))
+def _plan(contender: Contender, workload: str, folder: str, options: argparse.Namespace) -> Plan:
+    scale = 1.0 if options.equal else contender.scale
+    quick = options.quick
+
+    def scaled(full: int, quickly: int) -> int:
+        return max(100, int((quickly if quick else full) * scale))
+
     return Plan(
         contender=contender.name,
+        workload=workload,
         folder=folder,
-        tasks=tasks,
-        singles=min(2_000, tasks // 2),
-        calls=50 if options.quick else 200,
-        call_seconds=5.0 if options.quick else 15.0,
-        rest_seconds=2.0 if options.quick else 10.0,
+        tasks=scaled(options.tasks, 1_000),
+        singles=scaled(2_000, 200),
+        many=scaled(100_000, 2_000),
+        calls=20 if quick else 300,
+        call_seconds=1.0 if quick else 10.0,
+        seconds=0.5 if quick else 8.0,
+        rest_seconds=0.2 if quick else 10.0,
+        waiting=2_000 if quick else options.waiting,
+        stored=2_000 if quick else options.stored,
+        fill_seconds=2.0 if quick else options.fill_seconds,
     )
-
-
-def _refuse_used_redis(contenders: Sequence[Contender]) -> None:
-    """Raise :exc:`ValueError` rather than empty a database that holds somebody's keys."""
-    if not any(contender.kind == "redis" for contender in contenders):
-        return
-    if connect_redis(REDIS_URL).dbsize():
-        raise ValueError(
-            f"{REDIS_URL} is not empty, and this benchmark empties the database it uses: "
-            "name an empty one in BENCHMARK_REDIS_URL"
-        )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
     names = [contender.name for contender in CONTENDERS]
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="few tasks: does it work at all?")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--tasks", type=int, default=20_000, help="to drain; %(default)s")
-    parser.add_argument(
-        "--equal", action="store_true", help="as many tasks for the slow contenders too"
-    )
-    parser.add_argument("--folder", type=Path, default=_FOLDER, help="for the queue files")
-    parser.add_argument("--output", type=Path, default=Path("benchmark"), help="of .json and .md")
+    add("--rounds", type=int, default=3, help="default: %(default)s")
+    add("--quick", action="store_true", help="few tasks: does it work at all?")
+    add("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    workloads = list(WORKLOADS)
+    add("--workloads", nargs="+", choices=workloads, default=workloads, metavar="WORKLOAD")
+    add("--tasks", type=int, default=20_000, help="to drain; default: %(default)s")
+    add("--waiting", type=int, default=1_000_000, help="the large backlog; default: %(default)s")
+    add("--stored", type=int, default=1_000_000, help="results stored; default: %(default)s")
+    add("--fill-seconds", type=float, default=60.0, help="at most, for both; %(default)s")
+    add("--equal", action="store_true", help="as many tasks for the slow contenders too")
+    add("--folder", type=Path, default=_FOLDER, help="for the queue files")
+    add("--output", type=Path, default=Path("benchmark"), help="of .json, .md and .svg")
+    add("--json", action="store_true", help="print the figures as JSON, not as tables")
+    add("--again", type=Path, metavar="JSON", help="measure nothing: tables of an earlier run")
     return parser.parse_args(arguments)
 
 

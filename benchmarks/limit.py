@@ -23,11 +23,11 @@ _BATCH = 100
 _POLL_SECONDS = 0.001
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS message (
+CREATE TABLE message (
     id INTEGER PRIMARY KEY, body TEXT NOT NULL, claimed INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX IF NOT EXISTS message_waiting ON message (id) WHERE claimed = 0;
-CREATE TABLE IF NOT EXISTS result (id INTEGER PRIMARY KEY, meta TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX message_waiting ON message (id) WHERE claimed = 0;
+CREATE TABLE result (id INTEGER PRIMARY KEY, meta TEXT NOT NULL) WITHOUT ROWID;
 """
 _CLAIM = """
 UPDATE message SET claimed = 1
@@ -39,12 +39,16 @@ Row = tuple[int, str]
 
 
 def open_queue(folder: Path, synchronous: str) -> sqlite3.Connection:
-    """Open the queue file, creating its tables."""
+    """Open the queue file."""
     connection = sqlite3.connect(folder / "queue.sqlite3", timeout=30, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.executescript(_SCHEMA)
     return connection
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Create the tables in a new file."""
+    connection.executescript(_SCHEMA)
 
 
 def publish(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:

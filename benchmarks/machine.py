@@ -12,7 +12,10 @@ from pathlib import Path
 
 import psutil
 
-_PACKAGES = ("celeriac", "celery", "kombu", "billiard", "flask", "redis", "hiredis", "sqlalchemy")
+_PACKAGES = (
+    *("celeriac", "celery", "kombu", "billiard", "flask", "redis", "hiredis", "amqp", "sqlalchemy"),
+    *("huey", "rq", "dramatiq", "taskiq", "taskiq-redis", "saq", "procrastinate", "psycopg"),
+)
 _NOT_A_DISK = {"tmpfs", "ramfs", "overlay", "nfs", "nfs4", "cifs", "9p"}
 
 
@@ -52,9 +55,9 @@ def fsync_milliseconds(folder: Path) -> float:
     return statistics.median(times) * 1e3
 
 
-def other_load() -> float:
-    """Return how busy the machine is, in percent of all its processors, over one second."""
-    return float(psutil.cpu_percent(interval=1))
+def other_load(seconds: float = 1.0) -> float:
+    """Return how busy the machine is, in percent of all its processors, while nothing is done."""
+    return float(psutil.cpu_percent(interval=seconds))
 
 
 def _timed_fsync(descriptor: int) -> float:

@@ -109,9 +109,9 @@ def _produce(growth: Growth, name: str, tasks: int, *, keep: int) -> None:
 
 
 def _work(growth: Growth, folder: Path, environment: dict[str, str], tasks: int) -> None:
-    command = BY_NAME["celeriac-normal"].worker_command(folder)
+    commands = BY_NAME["celeriac-normal"].commands(folder)
     log = folder / "worker.log"
-    with running_worker(command, log=log, environment=environment) as worker:
+    with running_worker(commands, log=log, environment=environment) as worker:
         looks = _steps(tasks, _CHUNK, lambda done: growth.look(done, _named(worker)))
         for _ in looks:
             worker.check()

@@ -63,9 +63,9 @@ def main() -> int:
         environment["BENCHMARK_EXPIRES"] = str(options.expires)
         os.environ.update(environment)
         print(f"other load: {other_load():.0f} % of all processors", flush=True)
-        command = contender.worker_command(folder)
+        commands = contender.commands(folder)
         log = folder / "worker.log"
-        with running_worker(command, log=log, environment=environment) as worker:
+        with running_worker(commands, log=log, environment=environment) as worker:
             sizes = _run(worker, folder / "queue.sqlite3", options)
         print("", *_warnings(log), sep="\n")
     first = sizes.most(0, options.tasks // 2)

@@ -1,1 +1,1 @@
-"""The programs that are measured: the same task, made by three factories."""
+"""The programs that are measured: the same task, as a user of each library writes it."""

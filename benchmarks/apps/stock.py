@@ -1,6 +1,6 @@
 """Stock Celery in a Flask application, by the factory that Flask's documentation printed.
 
-The broker and the result backend come from the environment, so that Redis and kombu's
+The broker and the result backend come from the environment, so that Redis, RabbitMQ and kombu's
 SQLAlchemy transport are measured with one program.
 """
 
@@ -14,6 +14,7 @@ from flask import current_app
 from flask import Flask
 
 from benchmarks.apps.body import timed_sum
+from benchmarks.servers import QUEUE
 
 
 def make_celery(app: Flask) -> Celery:
@@ -24,6 +25,7 @@ def make_celery(app: Flask) -> Celery:
         backend=os.environ["BENCHMARK_RESULT_BACKEND"],
     )
     celery.conf.worker_disable_rate_limits = True
+    celery.conf.task_default_queue = QUEUE
 
     class ContextTask(celery.Task):  # type: ignore[name-defined,misc]
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
