@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from contextlib import suppress
-from importlib import import_module
-from typing import Any
 
 import billiard
 from celery.utils.log import get_logger
 from celery.worker import state
 
 from .board import Board
+from .native import original
 
 logger = get_logger(__name__)
 
@@ -62,7 +60,7 @@ class Shutdown:
             if self._is_program:
                 # A thread of the system's, which a greenlet that computes can not hold up. Started
                 # without threading's locks, one of which the handler may have interrupted.
-                _unpatched("_thread", "start_new_thread")(self._exit_late, (self._deadline,))
+                original("_thread", "start_new_thread")(self._exit_late, (self._deadline,))
 
     def halt(self) -> None:
         """Let no task begin any more, and what runs take its time."""
@@ -103,7 +101,7 @@ class Shutdown:
 
     def _exit_late(self, deadline: float) -> None:
         # No logging here: its locks may be what holds the worker up.
-        sleep = _unpatched("time", "sleep")
+        sleep = original("time", "sleep")
         while not self._is_done:
             left = deadline + LATE - time.monotonic()
             if left <= 0:
@@ -114,11 +112,3 @@ class Shutdown:
                         os.kill(process.pid, signal.SIGKILL)
                 os._exit(state.should_terminate or state.should_stop or 0)
             sleep(min(left, 0.5))
-
-
-def _unpatched(module: str, name: str) -> Any:
-    """Return what the standard library calls so, where gevent may have put its own instead."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return getattr(import_module(module), name)
-    return monkey.get_original(module, name)
