@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from typing import NoReturn
 
 from celery.utils.log import get_logger
@@ -59,6 +60,10 @@ class Orders:
     limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     events: bool = False
     stop: bool = False
+
+    def to_stop(self) -> Orders:
+        """Return these, with that to stop."""
+        return replace(self, stop=True)
 
 
 class Pace:

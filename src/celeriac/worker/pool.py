@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 from typing import Protocol
 
@@ -166,7 +165,7 @@ class Pool(BasePool):
     def finish(self, timeout: float | None) -> None:
         """Start nothing more, and wait for what runs, at most ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        self.command(stopping(self.orders))
+        self.command(self.orders.to_stop())
         while self.slots() and (deadline is None or time.monotonic() < deadline):
             self.tick()
             time.sleep(0.01)
@@ -198,7 +197,7 @@ class Pool(BasePool):
 
         :param patience: how long to wait for the tasks that run (seconds).
         """
-        self.orders = stopping(self.orders)
+        self.orders = self.orders.to_stop()
         for child in list(self._children.values()):
             child.tell(self.orders)
         deadline = time.monotonic() + patience
@@ -302,7 +301,7 @@ class Pool(BasePool):
     def on_terminate(self) -> None:
         """End all children now."""
         self.limit = 0
-        self.orders = stopping(self.orders)
+        self.orders = self.orders.to_stop()
         self.end_running(COLD_SHUTDOWN)
 
     def _get_info(self) -> dict[str, Any]:
@@ -337,7 +336,7 @@ class Pool(BasePool):
 
     def orders_of(self, slot: int) -> Orders:
         """Return what the child of a slot is to do."""
-        return stopping(self.orders) if slot in self._leaving else self.orders
+        return self.orders.to_stop() if slot in self._leaving else self.orders
 
     def _fill(self) -> None:
         while len(self._children) - len(self._leaving) < self.limit and not self._is_stopping():
@@ -436,8 +435,3 @@ class Pool(BasePool):
                 settings.engine.release(rest)
         except EngineError as exc:
             tell(logger, "What waits behind a long task could not be handed out: %s", exc)
-
-
-def stopping(orders: Orders) -> Orders:
-    """Return the orders, with that to stop."""
-    return replace(orders, stop=True)

@@ -26,7 +26,6 @@ from .memory import KernelKills
 from .memory import Memory
 from .pool import Pool
 from .pool import SETTLE
-from .pool import stopping
 from .redelivery import COLD_SHUTDOWN
 from .redelivery import GRACE_OVER
 from .spawn import Inherited
@@ -238,7 +237,7 @@ class ProcessPool(Pool):
 
     def on_terminate(self) -> None:
         self.limit = 0
-        self.orders = stopping(self.orders)
+        self.orders = self.orders.to_stop()
         self._kill(COLD_SHUTDOWN)
         while self._children:
             with self._lock:
