@@ -30,5 +30,4 @@ class Autoscaler(autoscale.Autoscaler):
             # Raised here, it would end the whole worker.
             logger.error("%s", exc)
             return int(self.processes)
-        running = sum(activity.running for _, activity in self.pool.activities())
-        return int(waiting + running)
+        return int(waiting + self.pool.count_running())

@@ -158,9 +158,17 @@ class Pool(BasePool):
         """Whether a task that was given up goes on."""
         return False
 
+    def count_running(self) -> int:
+        """Return how many tasks run."""
+        return sum(activity.running for _, activity in self.activities())
+
     def is_busy(self) -> bool:
         """Say whether a task runs."""
-        return any(activity.running for _, activity in self.activities())
+        return self.count_running() > 0
+
+    def is_stopping(self) -> bool:
+        """Say whether the children are to end, all of them."""
+        return self.orders.stop or self.shutdown.is_halted
 
     def finish(self, timeout: float | None) -> None:
         """Start nothing more, and wait for what runs, at most ``timeout`` seconds."""
@@ -282,8 +290,7 @@ class Pool(BasePool):
         """Begin nothing more: the worker was told to end."""
         if self.settings is not None:
             self.shutdown.begin()
-            running = sum(activity.running for _, activity in self.activities())
-            self.shutdown.announce(running)
+            self.shutdown.announce(self.count_running())
 
     def on_stop(self) -> None:
         """Let children finish what they run, in the grace period; hand back the rest."""
@@ -339,14 +346,11 @@ class Pool(BasePool):
         return self.orders.to_stop() if slot in self._leaving else self.orders
 
     def _fill(self) -> None:
-        while len(self._children) - len(self._leaving) < self.limit and not self._is_stopping():
+        while len(self._children) - len(self._leaving) < self.limit and not self.is_stopping():
             slot = next(slot for slot in range(PARENT) if slot not in self._children)
             if slot >= self.most:
                 return  # All are taken until those that leave are gone.
             self._children[slot] = self.start_child(slot)
-
-    def _is_stopping(self) -> bool:
-        return self.orders.stop or self.ready().board.is_stopping()
 
     def _reap(self) -> None:
         """Deal with the dead, and replace them."""
@@ -379,7 +383,7 @@ class Pool(BasePool):
                 self._enforce_limits(slot, activity, now)
             if slot in self._softening:
                 self._soften(slot, activity)
-            is_stuck = now - activity.began > STUCK or self._is_stopping()
+            is_stuck = now - activity.began > STUCK or self.is_stopping()
             if activity.held > 1 and not activity.halted and is_stuck:
                 self._release_rest(slot, activity.batch)
         return bool(running)

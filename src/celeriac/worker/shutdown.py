@@ -45,7 +45,8 @@ class Shutdown:
         self._board: Board | None = None
         self._deadline: float | None = None
         self._is_announced = False
-        self._is_halted = False
+        #: Whether no task begins any more; so it is, too, in a soft shutdown, before the end began.
+        self.is_halted = False
         self.has_begun = False
         self._is_done = False
 
@@ -64,14 +65,14 @@ class Shutdown:
 
     def halt(self) -> None:
         """Let no task begin any more, and what runs take its time."""
-        self._is_halted = True
+        self.is_halted = True
         if self._board is not None:
             self._board.stop()
 
     def watch(self, board: Board) -> None:
         """Take the board, which may come after :meth:`begin`."""
         self._board = board
-        if self._is_halted:
+        if self.is_halted:
             board.stop()
 
     def left(self) -> float | None:

@@ -29,7 +29,6 @@ from types import FrameType
 from typing import Any
 from typing import NamedTuple
 
-from celery import bootsteps
 from celery.utils.log import get_logger
 
 from celeriac.config import own_setting
@@ -125,7 +124,7 @@ class Watchdog:
 
     def health(self) -> Health:
         """Say how the worker is, without asking the queue file."""
-        running = sum(activity.running for _, activity in self._consumer.pool.activities())
+        running = self._consumer.pool.count_running()
         if self._wedged:
             return Health("wedged", running, self._wedged)
         waits = time.monotonic() - self._asking if self._asking else 0.0
@@ -147,16 +146,11 @@ class Watchdog:
         return {**told, "reason": health.reason} if health.reason else told
 
     def _name_status(self, running: int) -> str:
-        if self._is_leaving():
+        if self._consumer.pool.is_stopping():
             return "stopping"
         if not self._consumer.rounds:
             return "starting"
         return "busy" if running else "idle"
-
-    def _is_leaving(self) -> bool:
-        pool, state = self._consumer.pool, self._consumer.blueprint.state
-        has_ended = state in (bootsteps.CLOSE, bootsteps.TERMINATE)
-        return has_ended or pool.shutdown.has_begun or bool(pool.orders.stop)
 
     # The thread
 
@@ -175,7 +169,7 @@ class Watchdog:
         if status != self._status:
             self._status, self._since = status, time.time()
         still = self._loop.look(self._consumer.rounds)
-        is_excused = self._is_leaving() or self._runs_task()
+        is_excused = self._consumer.pool.is_stopping() or self._runs_task()
         if is_excused:
             self._loop.forget()
         if self._beats % HEARTBEAT == 0 and (is_excused or still < HEARTBEAT):
