@@ -8,6 +8,7 @@ they do, keeps their time limits, and says whose deliveries are to be taken back
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -200,15 +201,16 @@ class Pool(BasePool):
         """
         return False
 
-    def abandon(self, patience: float) -> None:
+    def abandon(self) -> None:
         """End the children of a worker whose loop hangs, with all locks that it may hold.
 
-        :param patience: how long to wait for the tasks that run (seconds).
+        What runs may end within the grace period.
         """
         self.orders = self.orders.to_stop()
         for child in list(self._children.values()):
             child.tell(self.orders)
-        deadline = time.monotonic() + patience
+        grace = self.shutdown.grace
+        deadline = time.monotonic() + (math.inf if grace is None else grace)
         while self.is_busy() and time.monotonic() < deadline:
             time.sleep(LOOK)
 

@@ -229,8 +229,8 @@ class ProcessPool(Pool):
             child.end(0, signal.SIGKILL if child.was_aborted else signal.SIGABRT, reason)
         return True
 
-    def abandon(self, patience: float) -> None:
-        super().abandon(patience)
+    def abandon(self) -> None:
+        super().abandon()
         deadline = time.monotonic() + LEAVE
         for child in list(self._children.values()):
             child.reap(deadline)

@@ -40,7 +40,7 @@ class Shutdown:
     """
 
     def __init__(self, grace: float | None, *, is_program: bool) -> None:
-        self._grace = grace
+        self.grace = grace
         self._is_program = is_program
         self._board: Board | None = None
         self._deadline: float | None = None
@@ -56,8 +56,8 @@ class Shutdown:
         if self.has_begun:
             return
         self.has_begun = True
-        if self._grace is not None:
-            self._deadline = time.monotonic() + max(0.0, self._grace)
+        if self.grace is not None:
+            self._deadline = time.monotonic() + max(0.0, self.grace)
             if self._is_program:
                 # A thread of the system's, which a greenlet that computes can not hold up. Started
                 # without threading's locks, one of which the handler may have interrupted.
@@ -89,7 +89,7 @@ class Shutdown:
         if self._is_announced:
             return
         self._is_announced = True
-        grace = self._grace
+        grace = self.grace
         until = "" if grace is None else f", for at most {grace:g} s (worker_grace_period)"
         if running:
             noun = "task" if running == 1 else "tasks"
