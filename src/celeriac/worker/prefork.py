@@ -27,6 +27,7 @@ from .memory import Memory
 from .pool import Pool
 from .pool import SETTLE
 from .redelivery import COLD_SHUTDOWN
+from .redelivery import exit_text
 from .redelivery import GRACE_OVER
 from .spawn import Inherited
 from .spawn import Luggage
@@ -140,7 +141,7 @@ class _Process:
         others = [why for why in self._reasons.values() if not why.startswith("terminated ")]
         if others:
             return others[0]
-        return _exit_text(code) + (LACKED_MEMORY if self._lacked_memory else "")
+        return exit_text(code) + (LACKED_MEMORY if self._lacked_memory else "")
 
     def _send(self, signum: int) -> None:
         try:
@@ -255,9 +256,3 @@ class ProcessPool(Pool):
             }
         )
         return info
-
-
-def _exit_text(code: int) -> str:
-    if code < 0:
-        return f"signal {-code} ({signal.Signals(-code).name})"
-    return f"exitcode {code}"

@@ -78,6 +78,7 @@ while processes have them mapped kills these (SIGBUS): nothing guards against th
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -127,8 +128,6 @@ KILLED_STOPPING = (
     "killed while it was being stopped, before its worker_grace_period was over; "
     "a task that is acks_late would run again"
 )
-#: As :mod:`.prefork` calls it.
-TERMINATED = "signal 15 (SIGTERM)"
 #: What ends a worker and says nothing about its tasks, so that it does not count as their deaths.
 STOPS = frozenset({COLD_SHUTDOWN, GRACE_OVER, KILLED_STOPPING})
 
@@ -146,7 +145,7 @@ class Redelivery:
     def child_died(self, slot: int, pid: int, reason: str, memory: Memory | None = None) -> None:
         """Deal with what the dead child of a slot held."""
         settings = self._settings
-        if reason == TERMINATED and settings.board.is_stopping():
+        if reason == exit_text(-signal.SIGTERM) and settings.board.is_stopping():
             reason = KILLED_STOPPING  # Who ends this worker told its children, too.
         death = Death.of(settings.board.read(slot), reason, pid)._replace(memory=memory)
         self._settle(settings.engine.lost(settings.worker_id, slot), death)
@@ -353,6 +352,16 @@ class _Everything(tuple[int, ...]):
 
     def __contains__(self, tag: object) -> bool:
         return True
+
+
+def exit_text(code: int) -> str:
+    """Say in words how a process ended; the code is that of :mod:`multiprocessing`."""
+    if code >= 0:
+        return f"exitcode {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:  # Most of the real-time signals have no name.
+        return f"signal {-code}"
 
 
 def board_path(folder: Path, worker_id: str) -> Path:
