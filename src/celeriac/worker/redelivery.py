@@ -204,12 +204,12 @@ class Redelivery:
             engine.complete([Outcome(delivery)])
         elif task.acks_late and why in STOPS:
             engine.redeliver([delivery], died=False)
-            name = f"{delivery.task}[{delivery.task_id}]"
-            logger.warning("Task %s was handed back, and runs again on a worker", name)
+            text = "Task %s[%s] was handed back, and runs again on a worker"
+            logger.warning(text, delivery.task, delivery.task_id)
         elif self._runs_again(delivery, task):
-            name = f"{delivery.task}[{delivery.task_id}]"
-            text = "Task %s is run again: process %s died (%s).%s"
-            logger.error(text, name, death.pid, why, death.memory_in(delivery))
+            text = "Task %s[%s] is run again: process %s died (%s).%s"
+            told = (death.pid, why, death.memory_in(delivery))
+            logger.error(text, delivery.task, delivery.task_id, *told)
             report = json.dumps(report_of(lost, death))
             engine.redeliver([delivery], died=True, report=report)
         else:
