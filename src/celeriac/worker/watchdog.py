@@ -105,7 +105,7 @@ class Watchdog:
         self._status, self._since = "starting", time.time()
         self._stopped = False
         address = own_setting(consumer.app.conf, "worker_health_address")
-        self._probe = None if address is None else Probe(address, self.tell)
+        self._probe = None if address is None else Probe(address, self.describe)
 
     def start(self) -> None:
         """Begin to look. The caller's thread is the one whose rounds are counted."""
@@ -131,7 +131,7 @@ class Watchdog:
         reason = f"the queue file gave no answer for {waits:.0f} s" if waits > SLOW else ""
         return Health(self._name_status(running), running, self._refused or reason)
 
-    def tell(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Say how the worker is, for the probe."""
         health, consumer = self.health(), self._consumer
         told = {
