@@ -220,7 +220,8 @@ class Claimant:
         if len(deliveries) > 1 and not self._board.is_watched():
             # If the first takes long, the parent is to hand the others out.
             self._engine.wake(self._worker_id, PARENT)
-        while self._rest and not self._is_stopping() and self._start(self._rest[0]):
+        # That the worker ends, the board says at each start.
+        while self._rest and not self._orders().stop and self._start(self._rest[0]):
             self._run_one(self._rest.popleft(), revocations.task_ids)
         self._board.hold(self._slot, 0)
         count = len(deliveries) - len(self._rest)
