@@ -32,6 +32,8 @@ from .claimant import RETRY
 from .memory import Memory
 from .redelivery import COLD_SHUTDOWN
 from .redelivery import GRACE_OVER
+from .redelivery import TERMINATED
+from .redelivery import TIME_LIMIT
 from .shutdown import Shutdown
 from .trouble import tell
 
@@ -252,7 +254,7 @@ class Pool(BasePool):
                 self._softening[slot] = activity.started[-1]
                 self.ready().board.soften(slot, activity.started[-1])
             else:
-                self._end(slot, activity, signum, f"terminated {signum}")
+                self._end(slot, activity, signum, f"{TERMINATED}{signum}")
 
     def grow(self, n: int = 1) -> None:
         """Have ``n`` children more; they are started by the next :meth:`tick`."""
@@ -394,7 +396,7 @@ class Pool(BasePool):
         child = self._children[slot]
         if activity.hard_deadline and now > activity.hard_deadline:
             seconds = activity.hard_deadline - activity.began
-            self._end(slot, activity, signal.SIGKILL, f"time limit {seconds:g}")
+            self._end(slot, activity, signal.SIGKILL, f"{TIME_LIMIT}{seconds:g}")
         elif activity.soft_deadline and now > activity.soft_deadline != child.soft_sent:
             if not activity.started:
                 return

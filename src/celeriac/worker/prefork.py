@@ -29,6 +29,7 @@ from .pool import SETTLE
 from .redelivery import COLD_SHUTDOWN
 from .redelivery import exit_text
 from .redelivery import GRACE_OVER
+from .redelivery import TERMINATED
 from .spawn import Inherited
 from .spawn import Luggage
 from .spawn import NO_APP
@@ -141,7 +142,7 @@ class _Process:
         if -code in self._reasons:
             return self._reasons[-code]
         # One that was terminated outlived the signal, and died of something else.
-        others = [why for why in self._reasons.values() if not why.startswith("terminated ")]
+        others = [why for why in self._reasons.values() if not why.startswith(TERMINATED)]
         if others:
             return others[0]
         return exit_text(code) + (LACKED_MEMORY if self._lacked_memory else "")

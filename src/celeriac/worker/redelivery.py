@@ -119,6 +119,9 @@ MAX_DEATHS = 3
 #: A worker that lives, but was not heard of for so long, is not waited for (seconds).
 SILENCE = 60.0
 
+#: How reasons begin that go on with the seconds of the limit, and with the signal.
+TIME_LIMIT = "time limit "
+TERMINATED = "terminated "
 COLD_SHUTDOWN = "cold shutdown"
 ITS_WORKER_DIED = "its worker died"
 GRACE_OVER = (
@@ -197,9 +200,10 @@ class Redelivery:
         if task is None:
             return  # A worker that knows the task will decide.
         why = death.of_task(delivery)
-        if why.startswith("time limit "):
-            self._record(delivery, lambda request, _: request.on_timeout(False, float(why[11:])))
-        elif why.startswith("terminated ") and self._is_called_off(delivery):
+        if why.startswith(TIME_LIMIT):
+            seconds = float(why.removeprefix(TIME_LIMIT))
+            self._record(delivery, lambda request, _: request.on_timeout(False, seconds))
+        elif why.startswith(TERMINATED) and self._is_called_off(delivery):
             # Celery's request announced the revocation when it was terminated.
             engine.complete([Outcome(delivery)])
         elif task.acks_late and why in STOPS:
@@ -311,7 +315,7 @@ class Death(NamedTuple):
     """How a child ended."""
 
     pid: int
-    #: In words for users; ``time limit …`` and ``terminated …`` are told apart by them.
+    #: In words for users, by which :data:`TIME_LIMIT` and :data:`TERMINATED` are told apart.
     reason: str
     #: Tags of the deliveries that it started and did not complete.
     started: Sequence[int]
