@@ -181,7 +181,7 @@ class Pool(BasePool):
             self.tick()
             time.sleep(0.01)
 
-    def kill(self) -> None:
+    def kill(self, reason: str) -> None:
         """End the children that can be ended, whatever they do."""
 
     def end_running(self, reason: str) -> None:
@@ -306,7 +306,7 @@ class Pool(BasePool):
             self.end_running(GRACE_OVER)
             self.finish(ENDING)
         if self._children:
-            self.kill()
+            self.kill(GRACE_OVER)
             self.finish(ENDING)
 
     def on_terminate(self) -> None:

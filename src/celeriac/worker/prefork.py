@@ -28,7 +28,6 @@ from .pool import Pool
 from .pool import SETTLE
 from .redelivery import COLD_SHUTDOWN
 from .redelivery import exit_text
-from .redelivery import GRACE_OVER
 from .redelivery import TERMINATED
 from .spawn import Inherited
 from .spawn import Luggage
@@ -220,10 +219,7 @@ class ProcessPool(Pool):
                 return
             time.sleep(SETTLE)
 
-    def kill(self) -> None:
-        self._kill(GRACE_OVER)
-
-    def _kill(self, reason: str) -> None:
+    def kill(self, reason: str) -> None:
         for child in list(self._children.values()):
             child.end(0, signal.SIGKILL, reason)
 
@@ -243,7 +239,7 @@ class ProcessPool(Pool):
     def on_terminate(self) -> None:
         self.limit = 0
         self.orders = self.orders.to_stop()
-        self._kill(COLD_SHUTDOWN)
+        self.kill(COLD_SHUTDOWN)
         while self._children:
             with self._lock:
                 self._reap()
