@@ -202,7 +202,7 @@ def _phases_of_running(celery: Any, task: Any) -> list[Phase]:
     engine = type(celery.backend.engine)
     return [
         (engine, "claim", "claim"),
-        (engine, "revoked", "ask for revocations"),
+        (engine, "revocations", "ask for revocations"),
         (engine, "complete", "complete: results and acknowledgement, and commit"),
         (Completer, "add", "gather outcomes"),
         (Completer, "stand_by", "gather outcomes"),

@@ -26,7 +26,7 @@ from .engines import open_engine
 from .engines.base import Binding
 from .engines.base import Message
 from .engines.base import Queue
-from .engines.base import unique
+from .engines.routing import unique
 from .envelope import Envelope
 from .replacement import counting_outside
 

@@ -30,8 +30,11 @@ def look_no_more(app: Celery) -> None:
 def is_stopping(app: Celery) -> bool:
     """Say whether the worker of this app, in this process, was told to end."""
     look = _looks.get(app)
-    if look is not None:
-        return look()
+    return is_program_stopping() if look is None else look()
+
+
+def is_program_stopping() -> bool:
+    """Say whether Celery's worker in this process was told to end, as Celery keeps it."""
     # Not imported for this: in a program that is no worker it is not there.
     state: Any = sys.modules.get("celery.worker.state")
     return state is not None and (_is_set(state.should_stop) or _is_set(state.should_terminate))

@@ -59,8 +59,8 @@ from .engines.base import Delivery
 from .engines.base import Message as StoredMessage
 from .engines.base import Outcome
 from .engines.base import Queue
-from .engines.base import unique
 from .engines.base import Worker
+from .engines.routing import unique
 from .envelope import Envelope
 from .envelope import MAX_PRIORITY
 from .qos import Message

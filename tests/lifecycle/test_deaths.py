@@ -43,6 +43,23 @@ def test_task_of_a_killed_child_fails_with_its_arguments(
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="needs real-time signals")
+def test_child_that_a_signal_without_a_name_killed_is_replaced(
+    tasks: Any, contract: Contract, start: Start
+) -> None:
+    start("-c", "1")
+    key = contract.new_key()
+    result = tasks.waiting.delay(key)
+    pid = running_pid(contract, key)
+
+    os.kill(pid, signal.SIGRTMIN + 1)
+
+    nameless = f"signal {signal.SIGRTMIN + 1}\\."
+    with pytest.raises(WorkerLostError, match=rf"of worker@contract, {nameless}"):
+        result.get(timeout=SOON)
+    assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
+
+
 def test_late_task_of_a_killed_child_runs_again(
     tasks: Any, contract: Contract, start: Start
 ) -> None:

@@ -32,11 +32,12 @@ from .routing import topic_matches
 # The values below are named tuples rather than dataclasses: as immutable, and creating one
 # costs 0.4 µs instead of 2.6 µs for a frozen dataclass of this size, several times per task.
 
-
 #: The slot of a worker that claims without children.
 ITSELF = -1
 #: How many messages :meth:`Engine.withdraw` takes at most.
 WITHDRAWN = 200
+#: States in which a task stays: what :meth:`Engine.wait_for_results` waits for.
+FINISHED = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 
 class Message(NamedTuple):
@@ -233,8 +234,7 @@ class Revocations(NamedTuple):
 
     #: Ids of tasks.
     task_ids: Collection[str] = frozenset()
-    #: Tasks with one of these values in one of these stamps. The same object as long as it is
-    #: the same.
+    #: Tasks with one of these values in one of these stamps. One object while it is the same.
     stamps: Mapping[str, Sequence[Any]] = {}
     #: By the ids of some of the tasks: the signal to end them with while they run.
     signals: Mapping[str, int] = {}
@@ -488,10 +488,6 @@ class Engine(abc.ABC):
         Costs next to nothing as long as nothing was called off.
         """
 
-    def revoked(self, task_ids: Collection[str]) -> set[str]:
-        """Return those among ``task_ids`` that were called off by their ids."""
-        return set(self.revocations(task_ids).task_ids)
-
     @abc.abstractmethod
     def withdraw(self, task_ids: Collection[str] | None = None) -> list[Delivery]:
         """Claim what waits and is not to run, due or not: these tasks, or what has expired.
@@ -601,17 +597,3 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Close the connections of this process. The engine opens them again when used."""
-
-
-#: States in which a task stays: what :meth:`Engine.wait_for_results` waits for.
-FINISHED = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """Return a value of this module as a dictionary, for reports and tests."""
-    return dict(value._asdict())
-
-
-def unique(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names in order, each once."""
-    return tuple(dict.fromkeys(names))

@@ -1,8 +1,14 @@
-"""AMQP's rule for the patterns of topic exchanges."""
+"""AMQP's rules for the way from an exchange into queues."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+
+
+def unique(queues: Iterable[str]) -> tuple[str, ...]:
+    """Return the queues in order, each once: one that is bound twice gets a message once."""
+    return tuple(dict.fromkeys(queues))
 
 
 @lru_cache(maxsize=4096)

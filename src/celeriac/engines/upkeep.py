@@ -1,8 +1,8 @@
 """What deletes: queues, and by and by all that is over.
 
 One worker of a machine does it at a time. It works in short transactions with pauses between, and
-for half a second; when more is left then, it says so, and is to be called again soon. What is
-deleted for its size, and how the file becomes smaller, is in :mod:`.space`.
+for a tenth of a second; when more is left then, it says so, and is to be called again soon. What
+is deleted for its size, and how the file becomes smaller, is in :mod:`.space`.
 """
 
 from __future__ import annotations

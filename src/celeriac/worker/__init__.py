@@ -5,10 +5,14 @@ The life of a worker: Celery's :class:`~celery.worker.WorkController` starts a p
 (:mod:`.consumer`). The consumer registers the worker and starts the pool's children
 (:mod:`.child`, :mod:`.spawn`). Each child claims, runs and completes by itself (:mod:`.claimant`,
 :mod:`.request`, :mod:`.completion`), and writes on the board (:mod:`.board`) what it does. The
-parent keeps their time limits (:mod:`.fence`) and looks at their memory (:mod:`.memory`). When one
-dies, :mod:`.redelivery` decides what becomes of what it held; :mod:`.shutdown` is the worker's own
-end. What a worker does when the database refuses is in :mod:`.trouble`. A thread of the parent
-notices what hangs (:mod:`.watchdog`), and tells over HTTP how the worker is (:mod:`.probe`).
+parent keeps their time limits (:mod:`.fence`) and looks at their memory (:mod:`.memory`), answers
+remote control from the store (:mod:`.picture`, :mod:`.control`), and does its chores
+(:mod:`.chore`).
+
+When a child dies, :mod:`.redelivery` decides what becomes of what it held; :mod:`.shutdown` is the
+worker's own end. What a worker does when the database refuses is in :mod:`.trouble`. A thread of
+the parent notices what hangs (:mod:`.watchdog`), has it begin anew (:mod:`.restart`), and tells
+over HTTP how the worker is (:mod:`.probe`).
 """
 
 from __future__ import annotations

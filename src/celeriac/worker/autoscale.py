@@ -9,6 +9,8 @@ from celery.worker import autoscale
 
 from celeriac.engines import EngineError
 
+from .trouble import tell
+
 logger = get_logger(__name__)
 
 
@@ -28,7 +30,6 @@ class Autoscaler(autoscale.Autoscaler):
             waiting = sum(consumer.engine.queue_sizes(tuple(queues)).values())
         except EngineError as exc:
             # Raised here, it would end the whole worker.
-            logger.error("%s", exc)
+            tell(logger, "%s", exc)
             return int(self.processes)
-        running = sum(activity.running for _, activity in self.pool.activities())
-        return int(waiting + running)
+        return int(waiting + self.pool.count_running())

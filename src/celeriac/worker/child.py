@@ -46,8 +46,6 @@ logger = get_logger(__name__)
 
 #: The signal by which the parent says that a soft time limit is over, as in Celery.
 SIG_SOFT_LIMIT = signal.SIGUSR1
-
-
 #: The file itself: Celery may put a logger in the place of :data:`sys.stderr`.
 STDERR = 2
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from typing import NoReturn
 
 from celery.utils.log import get_logger
@@ -59,6 +60,10 @@ class Orders:
     limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     events: bool = False
     stop: bool = False
+
+    def to_stop(self) -> Orders:
+        """Return these, with that to stop."""
+        return replace(self, stop=True)
 
 
 class Pace:
@@ -215,7 +220,8 @@ class Claimant:
         if len(deliveries) > 1 and not self._board.is_watched():
             # If the first takes long, the parent is to hand the others out.
             self._engine.wake(self._worker_id, PARENT)
-        while self._rest and not self._is_stopping() and self._start(self._rest[0]):
+        # That the worker ends, the board says at each start.
+        while self._rest and not self._orders().stop and self._start(self._rest[0]):
             self._run_one(self._rest.popleft(), revocations.task_ids)
         self._board.hold(self._slot, 0)
         count = len(deliveries) - len(self._rest)

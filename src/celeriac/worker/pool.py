@@ -8,12 +8,12 @@ they do, keeps their time limits, and says whose deliveries are to be taken back
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 from typing import Protocol
 
@@ -32,6 +32,8 @@ from .claimant import RETRY
 from .memory import Memory
 from .redelivery import COLD_SHUTDOWN
 from .redelivery import GRACE_OVER
+from .redelivery import TERMINATED
+from .redelivery import TIME_LIMIT
 from .shutdown import Shutdown
 from .trouble import tell
 
@@ -159,19 +161,27 @@ class Pool(BasePool):
         """Whether a task that was given up goes on."""
         return False
 
+    def count_running(self) -> int:
+        """Return how many tasks run."""
+        return sum(activity.running for _, activity in self.activities())
+
     def is_busy(self) -> bool:
         """Say whether a task runs."""
-        return any(activity.running for _, activity in self.activities())
+        return self.count_running() > 0
+
+    def is_stopping(self) -> bool:
+        """Say whether the children are to end, all of them."""
+        return self.orders.stop or self.shutdown.is_halted
 
     def finish(self, timeout: float | None) -> None:
         """Start nothing more, and wait for what runs, at most ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        self.command(stopping(self.orders))
+        self.command(self.orders.to_stop())
         while self.slots() and (deadline is None or time.monotonic() < deadline):
             self.tick()
             time.sleep(0.01)
 
-    def kill(self) -> None:
+    def kill(self, reason: str) -> None:
         """End the children that can be ended, whatever they do."""
 
     def end_running(self, reason: str) -> None:
@@ -193,15 +203,16 @@ class Pool(BasePool):
         """
         return False
 
-    def abandon(self, patience: float) -> None:
+    def abandon(self) -> None:
         """End the children of a worker whose loop hangs, with all locks that it may hold.
 
-        :param patience: how long to wait for the tasks that run (seconds).
+        What runs may end within the grace period.
         """
-        self.orders = stopping(self.orders)
+        self.orders = self.orders.to_stop()
         for child in list(self._children.values()):
             child.tell(self.orders)
-        deadline = time.monotonic() + patience
+        grace = self.shutdown.grace
+        deadline = time.monotonic() + (math.inf if grace is None else grace)
         while self.is_busy() and time.monotonic() < deadline:
             time.sleep(LOOK)
 
@@ -243,7 +254,7 @@ class Pool(BasePool):
                 self._softening[slot] = activity.started[-1]
                 self.ready().board.soften(slot, activity.started[-1])
             else:
-                self._end(slot, activity, signum, f"terminated {signum}")
+                self._end(slot, activity, signum, f"{TERMINATED}{signum}")
 
     def grow(self, n: int = 1) -> None:
         """Have ``n`` children more; they are started by the next :meth:`tick`."""
@@ -283,8 +294,7 @@ class Pool(BasePool):
         """Begin nothing more: the worker was told to end."""
         if self.settings is not None:
             self.shutdown.begin()
-            running = sum(activity.running for _, activity in self.activities())
-            self.shutdown.announce(running)
+            self.shutdown.announce(self.count_running())
 
     def on_stop(self) -> None:
         """Let children finish what they run, in the grace period; hand back the rest."""
@@ -296,13 +306,13 @@ class Pool(BasePool):
             self.end_running(GRACE_OVER)
             self.finish(ENDING)
         if self._children:
-            self.kill()
+            self.kill(GRACE_OVER)
             self.finish(ENDING)
 
     def on_terminate(self) -> None:
         """End all children now."""
         self.limit = 0
-        self.orders = stopping(self.orders)
+        self.orders = self.orders.to_stop()
         self.end_running(COLD_SHUTDOWN)
 
     def _get_info(self) -> dict[str, Any]:
@@ -337,17 +347,14 @@ class Pool(BasePool):
 
     def orders_of(self, slot: int) -> Orders:
         """Return what the child of a slot is to do."""
-        return stopping(self.orders) if slot in self._leaving else self.orders
+        return self.orders.to_stop() if slot in self._leaving else self.orders
 
     def _fill(self) -> None:
-        while len(self._children) - len(self._leaving) < self.limit and not self._is_stopping():
+        while len(self._children) - len(self._leaving) < self.limit and not self.is_stopping():
             slot = next(slot for slot in range(PARENT) if slot not in self._children)
             if slot >= self.most:
                 return  # All are taken until those that leave are gone.
             self._children[slot] = self.start_child(slot)
-
-    def _is_stopping(self) -> bool:
-        return self.orders.stop or self.ready().board.is_stopping()
 
     def _reap(self) -> None:
         """Deal with the dead, and replace them."""
@@ -380,7 +387,7 @@ class Pool(BasePool):
                 self._enforce_limits(slot, activity, now)
             if slot in self._softening:
                 self._soften(slot, activity)
-            is_stuck = now - activity.began > STUCK or self._is_stopping()
+            is_stuck = now - activity.began > STUCK or self.is_stopping()
             if activity.held > 1 and not activity.halted and is_stuck:
                 self._release_rest(slot, activity.batch)
         return bool(running)
@@ -389,7 +396,7 @@ class Pool(BasePool):
         child = self._children[slot]
         if activity.hard_deadline and now > activity.hard_deadline:
             seconds = activity.hard_deadline - activity.began
-            self._end(slot, activity, signal.SIGKILL, f"time limit {seconds:g}")
+            self._end(slot, activity, signal.SIGKILL, f"{TIME_LIMIT}{seconds:g}")
         elif activity.soft_deadline and now > activity.soft_deadline != child.soft_sent:
             if not activity.started:
                 return
@@ -436,8 +443,3 @@ class Pool(BasePool):
                 settings.engine.release(rest)
         except EngineError as exc:
             tell(logger, "What waits behind a long task could not be handed out: %s", exc)
-
-
-def stopping(orders: Orders) -> Orders:
-    """Return the orders, with that to stop."""
-    return replace(orders, stop=True)

@@ -26,9 +26,9 @@ from .memory import KernelKills
 from .memory import Memory
 from .pool import Pool
 from .pool import SETTLE
-from .pool import stopping
 from .redelivery import COLD_SHUTDOWN
-from .redelivery import GRACE_OVER
+from .redelivery import exit_text
+from .redelivery import TERMINATED
 from .spawn import Inherited
 from .spawn import Luggage
 from .spawn import NO_APP
@@ -109,10 +109,13 @@ class _Process:
         return signal.SIGABRT in self._reasons
 
     def reap(self, deadline: float) -> None:
-        """Wait for its end, and kill it at the deadline (monotonic seconds)."""
+        """Wait for its end, kill it at the deadline (monotonic seconds), and wait once more."""
         try:
             while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
-                if time.monotonic() > deadline:
+                late = time.monotonic() - deadline
+                if late > LEAVE:
+                    return  # The system itself keeps it, as it does where a disk is gone.
+                if late > 0:
                     self._send(signal.SIGKILL)
                 time.sleep(0.01)
         except ChildProcessError:
@@ -138,10 +141,10 @@ class _Process:
         if -code in self._reasons:
             return self._reasons[-code]
         # One that was terminated outlived the signal, and died of something else.
-        others = [why for why in self._reasons.values() if not why.startswith("terminated ")]
+        others = [why for why in self._reasons.values() if not why.startswith(TERMINATED)]
         if others:
             return others[0]
-        return _exit_text(code) + (LACKED_MEMORY if self._lacked_memory else "")
+        return exit_text(code) + (LACKED_MEMORY if self._lacked_memory else "")
 
     def _send(self, signum: int) -> None:
         try:
@@ -216,10 +219,7 @@ class ProcessPool(Pool):
                 return
             time.sleep(SETTLE)
 
-    def kill(self) -> None:
-        self._kill(GRACE_OVER)
-
-    def _kill(self, reason: str) -> None:
+    def kill(self, reason: str) -> None:
         for child in list(self._children.values()):
             child.end(0, signal.SIGKILL, reason)
 
@@ -230,16 +230,16 @@ class ProcessPool(Pool):
             child.end(0, signal.SIGKILL if child.was_aborted else signal.SIGABRT, reason)
         return True
 
-    def abandon(self, patience: float) -> None:
-        super().abandon(patience)
+    def abandon(self) -> None:
+        super().abandon()
         deadline = time.monotonic() + LEAVE
         for child in list(self._children.values()):
             child.reap(deadline)
 
     def on_terminate(self) -> None:
         self.limit = 0
-        self.orders = stopping(self.orders)
-        self._kill(COLD_SHUTDOWN)
+        self.orders = self.orders.to_stop()
+        self.kill(COLD_SHUTDOWN)
         while self._children:
             with self._lock:
                 self._reap()
@@ -256,9 +256,3 @@ class ProcessPool(Pool):
             }
         )
         return info
-
-
-def _exit_text(code: int) -> str:
-    if code < 0:
-        return f"signal {-code} ({signal.Signals(-code).name})"
-    return f"exitcode {code}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import socket
 import sys
@@ -39,12 +40,12 @@ class Probe:
     """The HTTP server of one worker; the address is taken when it is made.
 
     :param address: a host and a port.
-    :param tell: returns the worker's health as JSON takes it, with its ``status``.
+    :param describe: returns the worker's health as JSON takes it, with its ``status``.
     """
 
-    def __init__(self, address: Any, tell: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, address: Any, describe: Callable[[], dict[str, Any]]) -> None:
         self.host, self.port = _parse(address)
-        self._tell = tell
+        self._describe = describe
         self._listener = _listen(self.host, self.port)
         self._stopped = False
         self._file = self._listener.fileno()
@@ -67,7 +68,7 @@ class Probe:
             os.close(self._file)
 
     def _run(self) -> None:
-        with _Server(self._listener, self._tell) as server:
+        with _Server(self._listener, self._describe) as server:
             while not self._stopped:
                 server.handle_request()
 
@@ -77,12 +78,12 @@ class _Server(ThreadingMixIn, HTTPServer):
     block_on_close = False
     timeout = LOOK
 
-    def __init__(self, listener: socket.socket, tell: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, listener: socket.socket, describe: Callable[[], dict[str, Any]]) -> None:
         super().__init__(("", 0), _Request, bind_and_activate=False)
         self.socket.close()
         # A socket of this very thread: with gevent it belongs to the thread's own loop.
         self.socket = socket.socket(fileno=listener.detach())
-        self.tell = tell
+        self.describe = describe
         self._free = threading.Semaphore(CLIENTS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -99,8 +100,8 @@ class _Server(ThreadingMixIn, HTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # What clients do is no business of the worker's log.
-        is_theirs = isinstance(sys.exc_info()[1], OSError)
-        logger.log(10 if is_theirs else 40, "A request for the health failed", exc_info=True)
+        level = logging.DEBUG if isinstance(sys.exc_info()[1], OSError) else logging.ERROR
+        logger.log(level, "A request for the health failed", exc_info=True)
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -119,7 +120,7 @@ class _Request(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] not in ("/", "/health"):
             self._answer(404, {"error": "There is /health, and nothing else."})
             return
-        told = self.server.tell()
+        told = self.server.describe()
         self._answer(503 if told["status"] == "wedged" else 200, told)
 
     do_HEAD = do_GET

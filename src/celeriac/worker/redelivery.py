@@ -78,6 +78,7 @@ while processes have them mapped kills these (SIGBUS): nothing guards against th
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -118,6 +119,9 @@ MAX_DEATHS = 3
 #: A worker that lives, but was not heard of for so long, is not waited for (seconds).
 SILENCE = 60.0
 
+#: How reasons begin that go on with the seconds of the limit, and with the signal.
+TIME_LIMIT = "time limit "
+TERMINATED = "terminated "
 COLD_SHUTDOWN = "cold shutdown"
 ITS_WORKER_DIED = "its worker died"
 GRACE_OVER = (
@@ -127,8 +131,6 @@ KILLED_STOPPING = (
     "killed while it was being stopped, before its worker_grace_period was over; "
     "a task that is acks_late would run again"
 )
-#: As :mod:`.prefork` calls it.
-TERMINATED = "signal 15 (SIGTERM)"
 #: What ends a worker and says nothing about its tasks, so that it does not count as their deaths.
 STOPS = frozenset({COLD_SHUTDOWN, GRACE_OVER, KILLED_STOPPING})
 
@@ -146,7 +148,7 @@ class Redelivery:
     def child_died(self, slot: int, pid: int, reason: str, memory: Memory | None = None) -> None:
         """Deal with what the dead child of a slot held."""
         settings = self._settings
-        if reason == TERMINATED and settings.board.is_stopping():
+        if reason == exit_text(-signal.SIGTERM) and settings.board.is_stopping():
             reason = KILLED_STOPPING  # Who ends this worker told its children, too.
         death = Death.of(settings.board.read(slot), reason, pid)._replace(memory=memory)
         self._settle(settings.engine.lost(settings.worker_id, slot), death)
@@ -198,19 +200,20 @@ class Redelivery:
         if task is None:
             return  # A worker that knows the task will decide.
         why = death.of_task(delivery)
-        if why.startswith("time limit "):
-            self._record(delivery, lambda request, _: request.on_timeout(False, float(why[11:])))
-        elif why.startswith("terminated ") and self._is_called_off(delivery):
+        if why.startswith(TIME_LIMIT):
+            seconds = float(why.removeprefix(TIME_LIMIT))
+            self._record(delivery, lambda request, _: request.on_timeout(False, seconds))
+        elif why.startswith(TERMINATED) and self._is_called_off(delivery):
             # Celery's request announced the revocation when it was terminated.
             engine.complete([Outcome(delivery)])
         elif task.acks_late and why in STOPS:
             engine.redeliver([delivery], died=False)
-            name = f"{delivery.task}[{delivery.task_id}]"
-            logger.warning("Task %s was handed back, and runs again on a worker", name)
+            text = "Task %s[%s] was handed back, and runs again on a worker"
+            logger.warning(text, delivery.task, delivery.task_id)
         elif self._runs_again(delivery, task):
-            name = f"{delivery.task}[{delivery.task_id}]"
-            text = "Task %s is run again: process %s died (%s).%s"
-            logger.error(text, name, death.pid, why, death.memory_in(delivery))
+            text = "Task %s[%s] is run again: process %s died (%s).%s"
+            told = (death.pid, why, death.memory_in(delivery))
+            logger.error(text, delivery.task, delivery.task_id, *told)
             report = json.dumps(report_of(lost, death))
             engine.redeliver([delivery], died=True, report=report)
         else:
@@ -312,7 +315,7 @@ class Death(NamedTuple):
     """How a child ended."""
 
     pid: int
-    #: In words for users; ``time limit …`` and ``terminated …`` are told apart by them.
+    #: In words for users, by which :data:`TIME_LIMIT` and :data:`TERMINATED` are told apart.
     reason: str
     #: Tags of the deliveries that it started and did not complete.
     started: Sequence[int]
@@ -353,6 +356,16 @@ class _Everything(tuple[int, ...]):
 
     def __contains__(self, tag: object) -> bool:
         return True
+
+
+def exit_text(code: int) -> str:
+    """Say in words how a process ended; the code is that of :mod:`multiprocessing`."""
+    if code >= 0:
+        return f"exitcode {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:  # Most of the real-time signals have no name.
+        return f"signal {-code}"
 
 
 def board_path(folder: Path, worker_id: str) -> Path:

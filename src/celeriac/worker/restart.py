@@ -13,7 +13,6 @@ that the new worker finds an old one that died, and deals with what that held as
 from __future__ import annotations
 
 import faulthandler
-import math
 import os
 import sys
 import threading
@@ -25,7 +24,7 @@ import click
 from celery.utils.log import get_logger
 from celery.worker import state
 
-from celeriac.config import own_setting
+from celeriac.stopping import is_program_stopping
 
 from .child import STDERR
 
@@ -69,13 +68,12 @@ class Restart:
     def _begin_anew(self, reason: str) -> None:
         now = time.monotonic()
         times = [*_recent(now), now]
-        is_last = len(times) > MOST or _is_told_to_end()
+        is_last = len(times) > MOST or is_program_stopping()
         faulthandler.dump_traceback_later(BOUND, exit=True, file=STDERR)
         then = "It ends" if is_last else "It begins anew"
         logger.critical("The worker is wedged: %s. %s.\n%s", reason, then, stacks())
         faulthandler.cancel_dump_traceback_later()
-        grace = own_setting(self._consumer.app.conf, "worker_grace_period")
-        self._consumer.pool.abandon(math.inf if grace is None else grace)
+        self._consumer.pool.abandon()
         if not is_last:
             os.environ[VARIABLE] = f"{os.getpid()}:{','.join(map(str, times))}"
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -88,11 +86,6 @@ def stacks() -> str:
         f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
         for ident, frame in sys._current_frames().items()
     )
-
-
-def _is_told_to_end() -> bool:
-    wishes = (state.should_stop, state.should_terminate)
-    return any(wish is not None and wish is not False for wish in wishes)
 
 
 def _recent(now: float) -> list[float]:

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from contextlib import suppress
-from importlib import import_module
-from typing import Any
 
 import billiard
 from celery.utils.log import get_logger
 from celery.worker import state
 
 from .board import Board
+from .native import original
 
 logger = get_logger(__name__)
 
@@ -42,12 +40,13 @@ class Shutdown:
     """
 
     def __init__(self, grace: float | None, *, is_program: bool) -> None:
-        self._grace = grace
+        self.grace = grace
         self._is_program = is_program
         self._board: Board | None = None
         self._deadline: float | None = None
         self._is_announced = False
-        self._is_halted = False
+        #: Whether no task begins any more; so it is, too, in a soft shutdown, before the end began.
+        self.is_halted = False
         self.has_begun = False
         self._is_done = False
 
@@ -57,23 +56,23 @@ class Shutdown:
         if self.has_begun:
             return
         self.has_begun = True
-        if self._grace is not None:
-            self._deadline = time.monotonic() + max(0.0, self._grace)
+        if self.grace is not None:
+            self._deadline = time.monotonic() + max(0.0, self.grace)
             if self._is_program:
                 # A thread of the system's, which a greenlet that computes can not hold up. Started
                 # without threading's locks, one of which the handler may have interrupted.
-                _unpatched("_thread", "start_new_thread")(self._exit_late, (self._deadline,))
+                original("_thread", "start_new_thread")(self._exit_late, (self._deadline,))
 
     def halt(self) -> None:
         """Let no task begin any more, and what runs take its time."""
-        self._is_halted = True
+        self.is_halted = True
         if self._board is not None:
             self._board.stop()
 
     def watch(self, board: Board) -> None:
         """Take the board, which may come after :meth:`begin`."""
         self._board = board
-        if self._is_halted:
+        if self.is_halted:
             board.stop()
 
     def left(self) -> float | None:
@@ -90,7 +89,7 @@ class Shutdown:
         if self._is_announced:
             return
         self._is_announced = True
-        grace = self._grace
+        grace = self.grace
         until = "" if grace is None else f", for at most {grace:g} s (worker_grace_period)"
         if running:
             noun = "task" if running == 1 else "tasks"
@@ -103,7 +102,7 @@ class Shutdown:
 
     def _exit_late(self, deadline: float) -> None:
         # No logging here: its locks may be what holds the worker up.
-        sleep = _unpatched("time", "sleep")
+        sleep = original("time", "sleep")
         while not self._is_done:
             left = deadline + LATE - time.monotonic()
             if left <= 0:
@@ -114,11 +113,3 @@ class Shutdown:
                         os.kill(process.pid, signal.SIGKILL)
                 os._exit(state.should_terminate or state.should_stop or 0)
             sleep(min(left, 0.5))
-
-
-def _unpatched(module: str, name: str) -> Any:
-    """Return what the standard library calls so, where gevent may have put its own instead."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return getattr(import_module(module), name)
-    return monkey.get_original(module, name)

@@ -32,7 +32,6 @@ from .fence import takes_lock
 from .pool import Child
 from .pool import LOOK_IDLE
 from .pool import Pool
-from .pool import stopping
 from .redelivery import GRACE_OVER
 from .thread import ThreadChild
 from .trouble import tell
@@ -149,7 +148,7 @@ class SoloPool(Pool):
             # shutdown. What remains is done when the task was interrupted.
             return
         self._end_watch()
-        self.orders = stopping(self.orders)
+        self.orders = self.orders.to_stop()
         itself, self._itself = self._itself, None
         if itself is not None and itself.claimant.fence.taken:
             with self._lock:

@@ -29,7 +29,6 @@ from types import FrameType
 from typing import Any
 from typing import NamedTuple
 
-from celery import bootsteps
 from celery.utils.log import get_logger
 
 from celeriac.config import own_setting
@@ -106,7 +105,7 @@ class Watchdog:
         self._status, self._since = "starting", time.time()
         self._stopped = False
         address = own_setting(consumer.app.conf, "worker_health_address")
-        self._probe = None if address is None else Probe(address, self.tell)
+        self._probe = None if address is None else Probe(address, self.describe)
 
     def start(self) -> None:
         """Begin to look. The caller's thread is the one whose rounds are counted."""
@@ -125,14 +124,14 @@ class Watchdog:
 
     def health(self) -> Health:
         """Say how the worker is, without asking the queue file."""
-        running = sum(activity.running for _, activity in self._consumer.pool.activities())
+        running = self._consumer.pool.count_running()
         if self._wedged:
             return Health("wedged", running, self._wedged)
         waits = time.monotonic() - self._asking if self._asking else 0.0
         reason = f"the queue file gave no answer for {waits:.0f} s" if waits > SLOW else ""
         return Health(self._name_status(running), running, self._refused or reason)
 
-    def tell(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Say how the worker is, for the probe."""
         health, consumer = self.health(), self._consumer
         told = {
@@ -147,16 +146,11 @@ class Watchdog:
         return {**told, "reason": health.reason} if health.reason else told
 
     def _name_status(self, running: int) -> str:
-        if self._is_leaving():
+        if self._consumer.pool.is_stopping():
             return "stopping"
         if not self._consumer.rounds:
             return "starting"
         return "busy" if running else "idle"
-
-    def _is_leaving(self) -> bool:
-        pool, state = self._consumer.pool, self._consumer.blueprint.state
-        has_ended = state in (bootsteps.CLOSE, bootsteps.TERMINATE)
-        return has_ended or pool.shutdown.has_begun or bool(pool.orders.stop)
 
     # The thread
 
@@ -175,7 +169,7 @@ class Watchdog:
         if status != self._status:
             self._status, self._since = status, time.time()
         still = self._loop.look(self._consumer.rounds)
-        is_excused = self._is_leaving() or self._runs_task()
+        is_excused = self._consumer.pool.is_stopping() or self._runs_task()
         if is_excused:
             self._loop.forget()
         if self._beats % HEARTBEAT == 0 and (is_excused or still < HEARTBEAT):
