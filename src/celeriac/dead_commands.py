@@ -53,8 +53,14 @@ def _filtered(command: F) -> F:
 
 @dead.command("list", cls=CeleryCommand)
 @_filtered
-@click.option("--limit", default=100, show_default=True, help="At most so many, the oldest first.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="At most so many, the oldest first.",
+)
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 @handle_preload_options
 def list_(ctx: click.Context, limit: int, as_json: bool, **filters: str | None) -> None:
@@ -64,7 +70,7 @@ def list_(ctx: click.Context, limit: int, as_json: bool, **filters: str | None) 
     if as_json:
         click.echo(_json([dataclasses.asdict(letter) for letter in letters]))
     elif not letters:
-        click.echo("There are none of these." if any(filters.values()) else "There are none.")
+        click.echo("No dead letter matches." if any(filters.values()) else "No dead letters.")
     else:
         click.echo("\n".join(_table(letters)))
         if more:
@@ -73,7 +79,7 @@ def list_(ctx: click.Context, limit: int, as_json: bool, **filters: str | None) 
 
 @dead.command(cls=CeleryCommand)
 @click.argument("task_id")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 @handle_preload_options
 def show(ctx: click.Context, task_id: str, as_json: bool) -> None:
@@ -116,7 +122,7 @@ def discard(
     ids = _chosen(ctx, task_ids, every, filters)
     if every and not yes:
         which = " ".join(f"--{name} {value}" for name, value in filters.items() if value)
-        click.confirm(f"Delete all dead letters{which and f' of {which}'} for good?", abort=True)
+        click.confirm(f"Delete all dead letters{which and f' with {which}'} for good?", abort=True)
     click.echo(f"{_count(letters.discard(ids, **filters))} deleted.")
 
 
@@ -144,10 +150,11 @@ def _chosen(
 
 
 def _unknown(app: Any, task_ids: Sequence[str]) -> NoReturn:
-    what = "These are no dead letters" if len(task_ids) > 1 else "This is no dead letter"
+    many = len(task_ids) > 1
+    what = "These are no dead letters" if many else "This is no dead letter"
     raise click.ClickException(
-        f"{what}: {', '.join(task_ids)}. It may have been run again or discarded, or was set aside "
-        "more than 30 days ago. What became of a task is told by: "
+        f"{what}: {', '.join(task_ids)}. {'They' if many else 'It'} may have been run again or "
+        "discarded, or set aside more than 30 days ago. What became of a task is told by: "
         f"{Program.of(app).command} explain {task_ids[0]}"
     )
 
