@@ -139,7 +139,7 @@ def test_explaining_without_a_queue_file_names_the_command_and_no_password(shop:
     assert done.returncode == 2
     assert (
         "Error: explain looks into a queue file, and the broker is amqp://me:**@127.0.0.1//. "
-        "Ask its workers instead: inspect query_task an-id\n"
+        "Ask its workers instead: flask --app shop celery inspect query_task an-id\n"
     ) in done.stderr
 
 

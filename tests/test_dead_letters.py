@@ -195,8 +195,8 @@ def test_other_brokers_are_told_what_to_use_instead() -> None:
 def test_listing_prints_a_table(
     celery_dead: Callable[..., Invocation], bury: Callable[..., str], letters: DeadLetters
 ) -> None:
-    assert celery_dead("list").output == "There are none.\n"
-    assert celery_dead("list", "--queue", "mail").output == "There are none of these.\n"
+    assert celery_dead("list").output == "No dead letters.\n"
+    assert celery_dead("list", "--queue", "mail").output == "No dead letter matches.\n"
     bury("a")
     bury("b-longer", task="shop.other", error="ValueError: first\nsecond")
     first, second = (f"{each.died_at:%Y-%m-%d %H:%M:%S}" for each in letters.list())
@@ -281,7 +281,7 @@ def test_discarding_all_asks(
 
     refused = celery_dead("discard", "--all", "--task", "shop.add", input="n\n")
     assert refused.output == (
-        "Delete all dead letters of --task shop.add for good? [y/N]: n\nAborted!\n"
+        "Delete all dead letters with --task shop.add for good? [y/N]: n\nAborted!\n"
     )
     assert refused.exit_code == 1
     assert len(letters.list()) == 3
@@ -304,11 +304,36 @@ def test_an_unknown_id_is_a_failure_to_the_shell(
 
     assert done.exit_code == 1
     assert done.output == (
-        "Error: This is no dead letter: unknown. It may have been run again or discarded, or was "
+        "Error: This is no dead letter: unknown. It may have been run again or discarded, or "
         "set aside more than 30 days ago. What became of a task is told by: celery -A shop.celery "
         "explain unknown\n"
     )
     assert len(letters.list()) == 1
+
+
+def test_unknown_ids_are_all_named(
+    celery_dead: Callable[..., Invocation], bury: Callable[..., str], letters: DeadLetters
+) -> None:
+    bury("a")
+
+    done = celery_dead("retry", "a", "b", "c")
+
+    assert done.output.startswith(
+        "Error: These are no dead letters: b, c. They may have been run again or discarded, or "
+    )
+    assert len(letters.list()) == 1
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_a_limit_that_lists_nothing_is_refused(
+    celery_dead: Callable[..., Invocation], bury: Callable[..., str], limit: str
+) -> None:
+    bury("a")
+
+    done = celery_dead("list", "--limit", limit)
+
+    assert done.exit_code == 2
+    assert "Invalid value for '--limit'" in done.output
 
 
 def test_what_is_asked_for_must_be_clear(

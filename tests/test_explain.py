@@ -276,7 +276,7 @@ def test_worker_died(app: Celery, queue_url: str, explain: Callable[[str], Expla
     explanation = explain("id")
 
     assert explanation.cause is Cause.WORKER_LOST
-    assert explanation.text.endswith("died; a live worker will see to it.")
+    assert explanation.text.endswith(" died. The next one that runs or starts sees to it.")
 
 
 def test_finished(

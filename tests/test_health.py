@@ -210,8 +210,21 @@ def test_other_brokers_are_asked_otherwise(celery: Callable[..., Done]) -> None:
     assert done.code == 2
     assert done.output.endswith(
         "Error: health looks into a queue file, and the broker is redis://localhost/. "
-        "Ask its workers instead: inspect ping\n"
+        "Ask its workers instead: celery -A your_application.celery inspect ping\n"
     )
+
+
+def test_a_file_that_can_not_be_had_is_told_in_a_sentence(
+    celery: Callable[..., Done], tmp_path: Path
+) -> None:
+    for command in (["health"], ["explain", "id"], ["dead", "list"]):
+        done = celery(*command, url=f"sqlite:///{tmp_path}/none/queue.sqlite3")
+
+        assert done == Done(
+            1,
+            f"Error: The folder {tmp_path}/none of the queue file does not exist. Create it, or "
+            "name another file in broker_url.\n",
+        )
 
 
 def test_probe_imports_no_application(queue_path: Path) -> None:

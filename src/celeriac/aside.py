@@ -30,7 +30,8 @@ class Reason(enum.Enum):
 
 _TEXTS = {
     "deaths": "its worker died under it {deaths} times",
-    "lost": "its worker died under it",
+    # Died, or was stopped.
+    "lost": "it was lost with its worker",
     "signature": "the call does not fit the task",
     "unreadable": "its message can not be read",
     "rejected": "the task rejected it",

@@ -17,10 +17,12 @@ from click.core import ParameterSource
 from kombu.utils.url import maybe_sanitize_url
 
 from .engines import Engine
+from .engines import EngineError
 from .engines import is_engine_url
 from .engines import open_engine
 from .explain import Cause
 from .explain import explain as explain_task
+from .explain import Program
 from .health import look
 
 _STOCK = "celery.beat:PersistentScheduler"
@@ -31,6 +33,16 @@ with suppress(ImportError):
     from .flower import add_pages
 
     add_pages()
+
+
+class Command(CeleryCommand):
+    """A command that ends with a sentence, and no traceback, where the queue file refuses."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EngineError as exc:
+            raise click.ClickException(str(exc)) from None
 
 
 @signals.worker_init.connect(weak=False, dispatch_uid="celeriac.worker")
@@ -67,7 +79,7 @@ def _keeps_schedule(app: Any) -> bool:
     return not (is_named or is_set) and is_engine_url(app.conf.broker_write_url)
 
 
-@click.command(cls=CeleryCommand)
+@click.command(cls=Command)
 @click.argument("task_id")
 @click.pass_context
 @handle_preload_options
@@ -86,7 +98,7 @@ def explain(ctx: click.Context, task_id: str) -> None:
         ctx.exit(1)
 
 
-@click.command(cls=CeleryCommand)
+@click.command(cls=Command)
 @click.option("-d", "--destination", metavar="NAME", help="Look at this worker alone.")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -112,6 +124,6 @@ def _engine_of(app: Any, command: str, instead: str) -> Engine:
     if not is_engine_url(url):
         raise click.UsageError(
             f"{command} looks into a queue file, and the broker is {maybe_sanitize_url(url)}. "
-            f"Ask its workers instead: {instead}"
+            f"Ask its workers instead: {Program.of(app).command} {instead}"
         )
     return open_engine(url)

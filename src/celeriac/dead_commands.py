@@ -21,10 +21,10 @@ from typing import NoReturn
 from typing import TypeVar
 
 import click
-from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
 
 from .aside import Reason
+from .commands import Command
 from .dead import DeadLetter
 from .dead import DeadLetters
 from .explain import Program
@@ -51,10 +51,16 @@ def _filtered(command: F) -> F:
     return click.option("--task", help="Of the task of this name.")(command)
 
 
-@dead.command("list", cls=CeleryCommand)
+@dead.command("list", cls=Command)
 @_filtered
-@click.option("--limit", default=100, show_default=True, help="At most so many, the oldest first.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="At most so many, the oldest first.",
+)
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 @handle_preload_options
 def list_(ctx: click.Context, limit: int, as_json: bool, **filters: str | None) -> None:
@@ -64,16 +70,16 @@ def list_(ctx: click.Context, limit: int, as_json: bool, **filters: str | None) 
     if as_json:
         click.echo(_json([dataclasses.asdict(letter) for letter in letters]))
     elif not letters:
-        click.echo("There are none of these." if any(filters.values()) else "There are none.")
+        click.echo("No dead letter matches." if any(filters.values()) else "No dead letters.")
     else:
         click.echo("\n".join(_table(letters)))
         if more:
             click.echo(f"There are more: --limit {10 * limit}")
 
 
-@dead.command(cls=CeleryCommand)
+@dead.command(cls=Command)
 @click.argument("task_id")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 @handle_preload_options
 def show(ctx: click.Context, task_id: str, as_json: bool) -> None:
@@ -88,7 +94,7 @@ def show(ctx: click.Context, task_id: str, as_json: bool) -> None:
         click.echo(f"\nRun it again with: {Program.of(ctx.obj.app).command} dead retry {letter.id}")
 
 
-@dead.command(cls=CeleryCommand)
+@dead.command(cls=Command)
 @click.argument("task_ids", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them, or all that the filters match.")
 @_filtered
@@ -101,7 +107,7 @@ def retry(ctx: click.Context, task_ids: Sequence[str], every: bool, **filters: s
     click.echo(f"{_count(letters.retry(ids, **filters))} put back to run again.")
 
 
-@dead.command(cls=CeleryCommand)
+@dead.command(cls=Command)
 @click.argument("task_ids", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them, or all that the filters match.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
@@ -116,7 +122,7 @@ def discard(
     ids = _chosen(ctx, task_ids, every, filters)
     if every and not yes:
         which = " ".join(f"--{name} {value}" for name, value in filters.items() if value)
-        click.confirm(f"Delete all dead letters{which and f' of {which}'} for good?", abort=True)
+        click.confirm(f"Delete all dead letters{which and f' with {which}'} for good?", abort=True)
     click.echo(f"{_count(letters.discard(ids, **filters))} deleted.")
 
 
@@ -144,10 +150,11 @@ def _chosen(
 
 
 def _unknown(app: Any, task_ids: Sequence[str]) -> NoReturn:
-    what = "These are no dead letters" if len(task_ids) > 1 else "This is no dead letter"
+    many = len(task_ids) > 1
+    what = "These are no dead letters" if many else "This is no dead letter"
     raise click.ClickException(
-        f"{what}: {', '.join(task_ids)}. It may have been run again or discarded, or was set aside "
-        "more than 30 days ago. What became of a task is told by: "
+        f"{what}: {', '.join(task_ids)}. {'They' if many else 'It'} may have been run again or "
+        "discarded, or set aside more than 30 days ago. What became of a task is told by: "
         f"{Program.of(app).command} explain {task_ids[0]}"
     )
 

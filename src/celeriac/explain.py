@@ -110,7 +110,8 @@ class Program(NamedTuple):
     def of(cls, app: Any) -> Program:
         """Return how the Celery program of a Celery app is called."""
         queue = app.conf.task_default_queue
-        main = app.main or "your_application"
+        # Celery's command line without -A makes one of the name "default".
+        main = app.main if app.main not in (None, "", "default") else "your_application"
         if main == "__main__":
             script = getattr(sys.modules["__main__"], "__file__", None)
             main = Path(script or "your_application").stem
@@ -222,7 +223,8 @@ def _claimed(info: TaskInfo, workers: Sequence[Worker]) -> Explanation:
     if worker is None or not worker.alive:
         return Explanation(
             Cause.WORKER_LOST,
-            f"The worker that had {_name(info)}{since} died; a live worker will see to it.",
+            f"The worker that had {_name(info)}{since} died. The next one that runs or starts "
+            "sees to it.",
         )
     host = worker.hostname or f"process {worker.pid}"
     return Explanation(Cause.RUNNING, f"Worker {host} has {_name(info)}{since}.")

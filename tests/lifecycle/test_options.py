@@ -164,6 +164,23 @@ def test_task_revoked_while_no_worker_runs_never_starts(
     assert not contract.journal(key)
 
 
+def test_worker_with_a_grace_period_that_is_none_says_so_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "from celery import Celery\n"
+        f"app = Celery('program', broker='sqlite:///{tmp_path}/queue.sqlite3')\n"
+        "app.conf.worker_grace_period = 'long'\n"
+    )
+
+    done = run(celery_command("-A", "program", "worker"), cwd=tmp_path, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "The worker can not start. worker_grace_period is 'long', and a number of seconds is "
+        "needed."
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_worker_that_can_not_write_says_so_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "queue.sqlite3").write_bytes(b"This is no database, but long enough for one." * 99)
     (tmp_path / "program.py").write_text(

@@ -21,6 +21,7 @@ from typing import Any
 
 from celery import signals
 from celery.concurrency import get_implementation
+from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from celeriac.brokers import worker_cautions
@@ -52,7 +53,7 @@ def choose_parts(sender: Any, **kwargs: Any) -> None:
     ours = _POOLS.get(f"{pool.__module__}:{pool.__qualname__}")
     if ours is None or sender.consumer_cls != "celery.worker.consumer:Consumer":
         return
-    _check(sender.app.conf.broker_read_url)
+    _check(sender.app.conf)
     if isinstance(sender.concurrency, str):
         # "auto", which Celery resolves right after this signal, by the class of its own pool. No
         # door: see WorkController.setup_instance.
@@ -74,10 +75,11 @@ def _tell_cautions(sender: Any, **kwargs: Any) -> None:
             logger.warning(caution)
 
 
-def _check(url: str) -> None:
-    """End with a sentence, rather than later with a traceback, where the engine can not work."""
+def _check(conf: Any) -> None:
+    """End with a sentence, rather than later with a traceback, where the worker can not work."""
     try:
-        open_engine(url).list_workers()
-    except EngineConfigurationError as exc:
+        own_setting(conf, "worker_grace_period")
+        open_engine(conf.broker_read_url).list_workers()
+    except (EngineConfigurationError, ImproperlyConfigured) as exc:
         # Celery lets nothing else out of a signal's receiver.
         raise SystemExit(f"The worker can not start. {exc}") from None
