@@ -188,7 +188,8 @@ class Pool(BasePool):
         """End what runs, where that is possible without ending the worker itself."""
         for slot, activity in self.activities():
             if activity.running:
-                logger.warning("Ending the task of process %s: %s", activity.pid, reason)
+                # For info: what becomes of it is told with its name (:mod:`.redelivery`).
+                logger.info("Ending the task of process %s: %s", activity.pid, reason)
                 self._end(slot, activity, signal.SIGKILL, reason)
 
     def has_entered(self, slot: int, activity: Activity) -> bool:
