@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -432,6 +433,11 @@ class Hooked(celery.Task):  # type: ignore[name-defined, misc]
 
     def after_return(self, *args: Any) -> None:
         journal("after_return", args[2], args[0])
+
+
+@celery.task
+def leaving_a_thread(seconds: float) -> None:
+    threading.Thread(target=time.sleep, args=(seconds,)).start()
 
 
 class TakingOut(celery.Task):  # type: ignore[name-defined, misc]
