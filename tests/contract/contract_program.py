@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -432,6 +433,44 @@ class Hooked(celery.Task):  # type: ignore[name-defined, misc]
 
     def after_return(self, *args: Any) -> None:
         journal("after_return", args[2], args[0])
+
+
+@celery.task
+def leaving_a_thread(seconds: float) -> None:
+    threading.Thread(target=time.sleep, args=(seconds,)).start()
+
+
+class TakingOut(celery.Task):  # type: ignore[name-defined, misc]
+    """Takes out what a receiver of ``before_task_publish`` adds to the arguments."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        kwargs.pop("early", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("late", None)
+        return self.run(*args, **kwargs)
+
+
+@celery.task(base=TakingOut)
+def doubled(x: int) -> int:
+    return 2 * x
+
+
+class Derived(doubled.__class__):  # type: ignore[name-defined, misc]
+    """Is declared as a task that takes one argument, and takes two."""
+
+    name = "contract_program.derived"
+
+    def run(self, x: int, y: int) -> int:
+        return x + y
+
+
+celery.register_task(Derived())
+
+
+@celery.task
+def positional(x: int, /, **more: int) -> list[Any]:
+    return [x, more]
 
 
 @celery.task(base=Hooked, bind=True, max_retries=1)

@@ -184,6 +184,24 @@ def test_calls_that_do_not_fit_are_neither_run_nor_retried(
     assert tasks.echo.delay(1, 2, three=3).get(timeout=SOON) == [[1, 2], {"three": 3}]
 
 
+def test_calls_that_come_to_fit_are_run(tasks: Any, start: Start, letters: DeadLetters) -> None:
+    start("-c", "1")
+
+    sent = [
+        by_name(tasks, "doubled", 2, early=True),
+        by_name(tasks, "doubled", 2, late=True),
+        by_name(tasks, "derived", 2, 3),
+        by_name(tasks, "positional", 2, x=3),
+    ]
+    misfit = by_name(tasks, "doubled", 2, never=True)
+
+    assert [each.get(timeout=SOON) for each in sent] == [4, 4, 5, [2, {"x": 3}]]
+    assert when_dead(letters, misfit.id).error == (
+        "TypeError: doubled() got an unexpected keyword argument 'never'"
+    )
+    assert len(letters.list()) == 1
+
+
 def test_task_of_a_worker_that_died_whole_is_set_aside(
     tasks: Any, contract: Contract, start: Start, letters: DeadLetters
 ) -> None:

@@ -105,6 +105,16 @@ def test_greenlet_that_computes_does_not_hold_up_the_end(
         result.get(timeout=SOON)
 
 
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_thread_that_a_task_left_behind_does_not_hold_up_the_end(
+    tasks: Any, begin: Start, pool: str
+) -> None:
+    worker = begin(pool)
+    tasks.leaving_a_thread.delay(60).get(timeout=SOON)
+
+    stop_in_time(worker)
+
+
 def test_no_task_begins_after_the_signal(
     tasks: Any, contract: Contract, begin: Start, engine: Engine
 ) -> None:

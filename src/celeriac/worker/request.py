@@ -8,8 +8,10 @@ and becomes the outcome.
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
+import traceback
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -177,10 +179,6 @@ class Requests:
         args, kwargs, embed = self._decode(delivery, envelope)
         context = self._context(delivery, envelope, args, kwargs, embed)
         task = self._app.tasks[delivery.task]
-        misfit = _misfit(task, args, kwargs)
-        if misfit is not None:
-            request = self.as_request(delivery, envelope, verdict)
-            return self._refuse_call(delivery, request, misfit, verdict)
         self._send_event(delivery, "task-started")
         with self.app_context():
             retval, info, runtime, retstr = task.__trace__(delivery.task_id, args, kwargs, context)
@@ -190,10 +188,15 @@ class Requests:
         if info.state == states.IGNORED:
             self._ignore(delivery, info.retval, context)
         request = self.as_request(delivery, envelope, verdict)
-        if isinstance(info.retval, Reject):
+        misfit = _misfit(task, info.retval, args, kwargs)
+        if not isinstance(info.retval, Reject):
+            request.on_failure(_unwrapped(retval), return_ok=True)
+        elif misfit is None:
             self._reject(delivery, request, retval, verdict)
         else:
-            request.on_failure(_unwrapped(retval), return_ok=True)
+            self._fail(request, misfit)
+        if misfit is not None:
+            self._set_aside(delivery, Reason.SIGNATURE, misfit, verdict)
 
     def _ignore(self, delivery: Delivery, exc: Ignore, context: dict[str, Any]) -> None:
         """Let nothing wait for a task that called itself off, unless it goes on as another."""
@@ -219,15 +222,12 @@ class Requests:
             record_failure(request, exc, einfo)
             self._set_aside(delivery, Reason.REJECTED, exc, verdict, traceback=einfo.traceback)
 
-    def _refuse_call(
-        self, delivery: Delivery, request: Request, exc: Exception, verdict: Verdict
-    ) -> None:
-        """Have the task fail whose arguments do not fit it, without running or retrying it."""
+    def _fail(self, request: Request, exc: BaseException) -> None:
+        """Have a task fail that Celery's tracer took for rejected."""
         einfo = failure(exc)
         with self.app_context(), _current(request) as context:
             record_failure(request, exc, einfo)
             request.task.on_failure(exc, request.id, context.args, context.kwargs, einfo)
-        self._set_aside(delivery, Reason.SIGNATURE, exc, verdict)
 
     def _announce(self, delivery: Delivery, envelope: Envelope) -> None:
         """Tell the log, the signal's receivers and the monitors, where there are any."""
@@ -419,17 +419,24 @@ def failure(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def _misfit(task: Any, args: Any, kwargs: Any) -> TypeError | None:
-    """Return why a call does not fit its task, as Celery asks before it is sent.
+def _misfit(task: Any, exc: Any, args: Any, kwargs: Any) -> TypeError | None:
+    """Return the error of a task that was not run, because the call does not fit its function.
 
-    It may have been sent by other code than this worker's, or by another program by name.
+    Only the call itself can tell: what a receiver of ``before_task_publish`` adds to the arguments,
+    a ``before_start`` or ``__call__`` may take out again. What ``autoretry_for`` would retry then,
+    Celery's check of what is sent refuses, so that it comes here as rejected.
     """
+    exc = getattr(exc, "reason", None) if isinstance(exc, Reject) else exc
     check = getattr(task, "__header__", None) if task.typing else None
-    if check is not None:
-        try:
-            check(*args, **kwargs)
-        except TypeError as exc:
-            return exc
+    if check is None or type(exc) is not TypeError:
+        return None
+    code = getattr(inspect.unwrap(task.run), "__code__", None)
+    if any(frame.f_code is code for frame, _ in traceback.walk_tb(exc.__traceback__)):
+        return None
+    try:
+        check(*args, **kwargs)
+    except TypeError:
+        return exc
     return None
 
 

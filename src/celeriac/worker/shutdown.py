@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 
@@ -42,6 +43,7 @@ class Shutdown:
     def __init__(self, grace: float | None, *, is_program: bool) -> None:
         self.grace = grace
         self._is_program = is_program
+        self._threads = frozenset(threading.enumerate())
         self._board: Board | None = None
         self._deadline: float | None = None
         self._is_announced = False
@@ -96,9 +98,13 @@ class Shutdown:
             logger.warning("Waiting for %d running %s to end%s", running, noun, until)
 
     def leave(self, *, goes_on: bool) -> None:
-        """Let the board go, and the process end by itself, unless a task goes on in it."""
+        """Let the board go, and the process end by itself, unless a task goes on in it.
+
+        Python waits for the threads that a task started, too, as long as they run.
+        """
         self._board = None
-        self._is_done = not goes_on
+        threads = set(threading.enumerate()) - self._threads
+        self._is_done = not goes_on and all(thread.daemon for thread in threads)
 
     def _exit_late(self, deadline: float) -> None:
         # No logging here: its locks may be what holds the worker up.
