@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from celery.bin.celery import celery as program
 from click.testing import CliRunner
+from programs import celery_command
+from programs import run
 
 from celeriac import health
 from celeriac.engines import Engine
@@ -211,6 +215,20 @@ def test_other_brokers_are_asked_otherwise(celery: Callable[..., Done]) -> None:
     assert done.output.endswith(
         "Error: health looks into a queue file, and the broker is redis://localhost/. "
         "Ask its workers instead: inspect ping\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["health", "explain an-id", "dead list"])
+def test_file_of_another_program_is_told_in_a_sentence(queue_path: Path, command: str) -> None:
+    with closing(sqlite3.connect(queue_path)) as db:
+        db.execute("CREATE TABLE theirs (x)")
+
+    done = run(celery_command("-b", f"sqlite:///{queue_path}", *command.split()), check=False)
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: {queue_path} is a SQLite database of another program. The queue needs a file of "
+        "its own: name another one in broker_url, for example sqlite:///celeriac.sqlite3.\n",
     )
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 from celery import signals
-from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
 from celery.utils.nodenames import default_nodename
 from celery.utils.nodenames import host_format
 from click.core import ParameterSource
 from kombu.utils.url import maybe_sanitize_url
 
+from .command import Command
 from .engines import Engine
 from .engines import is_engine_url
 from .engines import open_engine
@@ -67,7 +67,7 @@ def _keeps_schedule(app: Any) -> bool:
     return not (is_named or is_set) and is_engine_url(app.conf.broker_write_url)
 
 
-@click.command(cls=CeleryCommand)
+@click.command(cls=Command)
 @click.argument("task_id")
 @click.pass_context
 @handle_preload_options
@@ -86,7 +86,7 @@ def explain(ctx: click.Context, task_id: str) -> None:
         ctx.exit(1)
 
 
-@click.command(cls=CeleryCommand)
+@click.command(cls=Command)
 @click.option("-d", "--destination", metavar="NAME", help="Look at this worker alone.")
 @click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -94,7 +94,8 @@ def explain(ctx: click.Context, task_id: str) -> None:
 def health(ctx: click.Context, destination: str | None, as_json: bool) -> None:
     """Tell how the workers are, and what waits, without asking them.
 
-    The exit code is 0 if all are well, 1 if some worker is wedged or dead, 2 if none runs.
+    The exit code is 0 if all are well, 1 if some worker is wedged or dead, or the queue file can
+    not be read, 2 if none runs.
     """
     engine = _engine_of(ctx.obj.app, "health", "inspect ping")
     report = look(engine, host_format(default_nodename(destination)) if destination else "")

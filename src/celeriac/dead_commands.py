@@ -21,10 +21,10 @@ from typing import NoReturn
 from typing import TypeVar
 
 import click
-from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
 
 from .aside import Reason
+from .command import Command
 from .dead import DeadLetter
 from .dead import DeadLetters
 from .explain import Program
@@ -51,7 +51,7 @@ def _filtered(command: F) -> F:
     return click.option("--task", help="Of the task of this name.")(command)
 
 
-@dead.command("list", cls=CeleryCommand)
+@dead.command("list", cls=Command)
 @_filtered
 @click.option("--limit", default=100, show_default=True, help="At most so many, the oldest first.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -71,7 +71,7 @@ def list_(ctx: click.Context, limit: int, as_json: bool, **filters: str | None) 
             click.echo(f"There are more: --limit {10 * limit}")
 
 
-@dead.command(cls=CeleryCommand)
+@dead.command(cls=Command)
 @click.argument("task_id")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_context
@@ -88,7 +88,7 @@ def show(ctx: click.Context, task_id: str, as_json: bool) -> None:
         click.echo(f"\nRun it again with: {Program.of(ctx.obj.app).command} dead retry {letter.id}")
 
 
-@dead.command(cls=CeleryCommand)
+@dead.command(cls=Command)
 @click.argument("task_ids", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them, or all that the filters match.")
 @_filtered
@@ -101,7 +101,7 @@ def retry(ctx: click.Context, task_ids: Sequence[str], every: bool, **filters: s
     click.echo(f"{_count(letters.retry(ids, **filters))} put back to run again.")
 
 
-@dead.command(cls=CeleryCommand)
+@dead.command(cls=Command)
 @click.argument("task_ids", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All of them, or all that the filters match.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
