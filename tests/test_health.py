@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from celery.bin.celery import celery as program
 from click.testing import CliRunner
+from programs import celery_command
+from programs import run
 
 from celeriac import health
 from celeriac.engines import Engine
@@ -225,6 +229,20 @@ def test_a_file_that_can_not_be_had_is_told_in_a_sentence(
             f"Error: The folder {tmp_path}/none of the queue file does not exist. Create it, or "
             "name another file in broker_url.\n",
         )
+
+
+@pytest.mark.parametrize("command", ["health", "explain an-id", "dead list"])
+def test_file_of_another_program_is_told_in_a_sentence(queue_path: Path, command: str) -> None:
+    with closing(sqlite3.connect(queue_path)) as db:
+        db.execute("CREATE TABLE theirs (x)")
+
+    done = run(celery_command("-b", f"sqlite:///{queue_path}", *command.split()), check=False)
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: {queue_path} is a SQLite database of another program. The queue needs a file of "
+        "its own: name another one in broker_url, for example sqlite:///celeriac.sqlite3.\n",
+    )
 
 
 def test_probe_imports_no_application(queue_path: Path) -> None:

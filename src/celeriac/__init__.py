@@ -10,6 +10,7 @@ it, for application factories. Everything else is Celery.
 #   cli.py          `flask celery …`: every command of `celery …`, for application factories
 #   commands.py     what `celery …` learns from us
 #   dead_commands.py  one of these: `celery dead`
+#   command.py      what all of these have in common
 #   flower.py       Flower's broker page, for an engine
 #   entry.py        how a program that never imports celeriac finds all this
 #   task.py         the Task base class: delay() and apply_async() start here

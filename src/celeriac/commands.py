@@ -9,15 +9,14 @@ from typing import Any
 
 import click
 from celery import signals
-from celery.bin.base import CeleryCommand
 from celery.bin.base import handle_preload_options
 from celery.utils.nodenames import default_nodename
 from celery.utils.nodenames import host_format
 from click.core import ParameterSource
 from kombu.utils.url import maybe_sanitize_url
 
+from .command import Command
 from .engines import Engine
-from .engines import EngineError
 from .engines import is_engine_url
 from .engines import open_engine
 from .explain import Cause
@@ -33,16 +32,6 @@ with suppress(ImportError):
     from .flower import add_pages
 
     add_pages()
-
-
-class Command(CeleryCommand):
-    """A command that ends with a sentence, and no traceback, where the queue file refuses."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EngineError as exc:
-            raise click.ClickException(str(exc)) from None
 
 
 @signals.worker_init.connect(weak=False, dispatch_uid="celeriac.worker")
@@ -106,7 +95,8 @@ def explain(ctx: click.Context, task_id: str) -> None:
 def health(ctx: click.Context, destination: str | None, as_json: bool) -> None:
     """Tell how the workers are, and what waits, without asking them.
 
-    The exit code is 0 if all are well, 1 if some worker is wedged or dead, 2 if none runs.
+    The exit code is 0 if all are well, 1 if some worker is wedged or dead, or the queue file can
+    not be read, 2 if none runs.
     """
     engine = _engine_of(ctx.obj.app, "health", "inspect ping")
     report = look(engine, host_format(default_nodename(destination)) if destination else "")

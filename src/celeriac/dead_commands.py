@@ -24,7 +24,7 @@ import click
 from celery.bin.base import handle_preload_options
 
 from .aside import Reason
-from .commands import Command
+from .command import Command
 from .dead import DeadLetter
 from .dead import DeadLetters
 from .explain import Program

@@ -190,6 +190,20 @@ def test_a_file_that_somebody_removed_is_made_anew(engine: SQLiteEngine, queue_p
 # Statements
 
 
+def test_a_worker_goes_on_beside_a_newer_version_that_lists_more(
+    engine: SQLiteEngine, queue_path: Path
+) -> None:
+    publish(engine, "one")
+    before = engine.list_tasks()
+    find = "SELECT sql FROM sqlite_schema WHERE name = 'celeriac_tasks'"
+    with closing(sqlite3.connect(queue_path)) as db:
+        ((view,),) = db.execute(find).fetchall()
+        db.execute("DROP VIEW celeriac_tasks")
+        db.execute(view.replace("m.report\n", "m.report, 1 AS more\n"))
+
+    assert engine.list_tasks() == before
+
+
 def test_every_statement_is_used_and_can_be_prepared(engine: SQLiteEngine) -> None:
     source = "".join(path.read_text() for path in SRC.glob("*.py"))
 

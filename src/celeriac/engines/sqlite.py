@@ -433,7 +433,9 @@ class SQLiteEngine(Engine):
             "reason": reason,
             "limit": limit,
         }
-        return [TaskInfo(*row) for row in self._rows(name, parameters)]
+        # A newer version may have added columns meanwhile, while this worker goes on.
+        known = len(TaskInfo._fields)
+        return [TaskInfo(*row[:known]) for row in self._rows(name, parameters)]
 
     def close(self) -> None:
         self._connections.close()
