@@ -268,7 +268,7 @@ def test_progress_is_shown_while_a_long_file_is_read(start_site: Callable[..., S
         return bool(status["state"] == "done")
 
     _, page, text = site.upload("long.csv", rows(300_000))
-    wait_until(is_done, 20)
+    wait_until(is_done, 45)
 
     assert '<progress id="progress"' in text
     assert '<noscript><meta http-equiv="refresh"' in text
