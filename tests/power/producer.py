@@ -13,6 +13,9 @@ from faults.program import late
 
 #: Of so many tasks the result of one is waited for.
 WAITED_FOR = 10
+# The recorder asks where a line was written after it was: another thread's must not come between,
+# or one of the two takes the other's place in the record.
+_noting = threading.Lock()
 
 
 def main(folder: Path, seconds: float) -> None:
@@ -42,7 +45,8 @@ def send(file: int, deadline: float) -> None:
 
 def note(file: int, what: str, task_id: str) -> None:
     """Append a line by one write, which the record holds in its place among the others."""
-    os.write(file, f"{what} {task_id} {time.time():.6f}\n".encode())
+    with _noting:
+        os.write(file, f"{what} {task_id} {time.time():.6f}\n".encode())
 
 
 if __name__ == "__main__":
