@@ -156,6 +156,24 @@ def test_next_worker_takes_over_from_one_that_died_whole(
     assert tasks.add.delay(1, 2).get(timeout=SOON) == 3
 
 
+def test_what_a_board_that_was_cut_off_may_have_known_counts_as_started(
+    tasks: Any, contract: Contract, start: Start, engine: Engine
+) -> None:
+    doomed = start("-c", "1", name="doomed")
+    key = contract.new_key()
+    early = tasks.waiting.delay(key)
+    running_pid(contract, key)
+    doomed.kill()
+    (board,) = engine.folder.glob("board-*")
+    os.truncate(board, 0)
+
+    start("-c", "1", name="heir")
+
+    with pytest.raises(WorkerLostError):
+        early.get(timeout=SOON)
+    assert len(contract.journal("waiting", key)) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they finish what they run")
 def test_children_die_with_their_parent(
     tasks: Any, contract: Contract, start: Start, engine: Engine

@@ -84,6 +84,11 @@ class Board:
         self._watch = len(self._map) - 2 * _U32.size
         self._stop = len(self._map) - _U32.size
 
+    @staticmethod
+    def is_whole(path: Path) -> bool:
+        """Say whether a board is there, and nobody cut it off."""
+        return path.exists() and path.stat().st_size >= SLOTS * _SLOT
+
     # The child's side
 
     def enter(self, slot: int, pid: int) -> None:

@@ -292,7 +292,7 @@ class Redelivery:
 
     def _read_board(self, worker_id: str, slot: int) -> Death:
         path = board_path(self._folder, worker_id)
-        if not path.exists():
+        if not Board.is_whole(path):
             # Nothing is known: it may have started all that it held.
             return Death(0, ITS_WORKER_DIED, _Everything())
         board = Board(path)
