@@ -6,9 +6,12 @@ import io
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -28,6 +31,7 @@ from celeriac.worker.child import make_requests
 from celeriac.worker.child import Settings
 from celeriac.worker.claimant import Claimant
 from celeriac.worker.claimant import Orders
+from celeriac.worker.claimant import Stopwatch
 from celeriac.worker.fence import Abandoned
 from celeriac.worker.fence import Fence
 from celeriac.worker.fence import interrupt
@@ -261,3 +265,38 @@ def test_signal_for_a_task_that_ended_meanwhile_spares_the_next(board: Board) ->
 
     pool.terminate_job(Job.of(board.read(0)), signal.SIGTERM)
     assert ended == [(8, signal.SIGTERM)]
+
+
+# The pace of a child
+
+
+def test_waiting_counts_as_time_of_a_task() -> None:
+    stopwatch = Stopwatch()
+    began = stopwatch.read()
+
+    time.sleep(0.1)
+
+    assert 0.05 < stopwatch.read() - began < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells for how long")
+def test_waiting_for_a_processor_does_not() -> None:
+    allowed = os.sched_getaffinity(0)
+    spin = [sys.executable, "-c", "import time\nprint(flush=True)\nwhile True: time.time()"]
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        with ExitStack() as stack:
+            for _ in range(3):
+                other = stack.enter_context(subprocess.Popen(spin, stdout=subprocess.PIPE))
+                stack.callback(other.kill)
+                assert other.stdout is not None
+                other.stdout.readline()
+            stopwatch = Stopwatch()
+            began, began_at = stopwatch.read(), time.monotonic()
+            while time.monotonic() - began_at < 0.5:
+                pass
+            took = stopwatch.read() - began
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+    assert took < 0.4
