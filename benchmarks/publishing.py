@@ -49,6 +49,7 @@ class Bare:
 
     def __init__(self, folder: Path, durability: str) -> None:
         self._db = limit.open_queue(folder, durability)
+        limit.create_tables(self._db)
         self._ids = itertools.count(1)
 
     def publish(self, count: int = 1) -> None:
