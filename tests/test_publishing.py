@@ -24,6 +24,7 @@ from celeriac import Celeriac
 from celeriac import make_celery
 from celeriac.engines import Engine
 from celeriac.engines import open_engine
+from celeriac.envelope import Envelope
 from celeriac.publish import AMQP as OurAMQP
 from celeriac.task import ArgumentError
 from celeriac.template import new_task_id
@@ -61,14 +62,15 @@ def echo(*args: Any, **kwargs: Any) -> Any:
 
 
 def _without_ids(task: Any) -> Stored:
-    headers, properties, *content = json.loads(task.envelope)
+    headers, properties, *content = Envelope.of(task)
     assert headers["id"] == properties["correlation_id"] == task.task_id
     if headers["root_id"] == headers["id"]:
         headers["root_id"] = "its own"
     headers["id"] = properties["correlation_id"] = "its own"
     if "expiration" in properties:  # In milliseconds from now.
         properties["expiration"], task = "some", task._replace(expires_at=round(task.expires_at))
-    return {**task._asdict(), "tag": 0, "task_id": "", "published_at": 0, "envelope": ""} | {
+    same = {"tag": 0, "task_id": "", "published_at": 0, "envelope": "", "form": ""}
+    return {**task._asdict(), **same} | {
         "headers": headers,
         "order": list(headers),
         "properties": properties,
@@ -155,6 +157,35 @@ def test_many_calls_store_what_single_ones_do(sent: Sent, options: dict[str, Any
     assert stored[:3] == stored[3:]
     assert all(result.ignored == options.get("ignore_result", False) for result in results)
     assert all(each["queue"] == options.get("queue", "celery") for each in stored)
+
+
+def test_calls_that_differ_in_what_differs_often_are_of_one_form(sent: Sent) -> None:
+    sent.task.delay(1, a=2)
+    sent.task.apply_async((2,), group_id="g", root_id="r", reply_to="me")
+    sent.task.delay_many([(3,), (4,)])
+    sent.task.delay_many([(5,)], queue="celery")
+
+    forms = [info.form for info in sent.engine.list_tasks()]
+    assert len(forms) == 5
+    assert len(set(forms)) == 1
+    assert len(forms[0]) > 500
+
+
+def test_what_may_differ_in_each_call_is_no_matter_of_form(sent: Sent) -> None:
+    sent.task.delay_many([(1,)], countdown=60)
+    sent.task.delay_many([(1,)], headers={"tenant": 7})
+
+    assert [info.form for info in sent.engine.list_tasks()] == ["", ""]
+
+
+def test_who_changes_an_envelope_changes_no_other(sent: Sent) -> None:
+    sent.task.delay_many([(1,), (2,)])
+    one, other = map(Envelope.of, sent.engine.list_tasks())
+
+    one.headers["stamps"]["s"] = one.headers["timelimit"][0] = "changed"
+    one.properties["delivery_info"]["exchange"] = one.headers["lang"] = "changed"
+
+    assert "changed" not in str(other)
 
 
 @pytest.mark.parametrize("own", [{}, {"queue": "mail"}, {"priority": 3}], ids=str)

@@ -132,7 +132,7 @@ def future_eta(contract: Contract, task_id: str) -> str:
     from celeriac.envelope import Envelope
 
     (info,) = open_engine(contract.url).list_tasks(task_ids=[task_id])
-    return str(Envelope.unpack(info.envelope).headers["eta"])
+    return str(Envelope.of(info).headers["eta"])
 
 
 def test_stats_count_what_was_run(tasks: Any, inspect: Any) -> None:

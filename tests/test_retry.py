@@ -174,7 +174,7 @@ def test_retries_wait_in_the_store_with_all_that_they_had(retrying: Celeriac) ->
     now = time.time()
     infos = {info.task_id: info for info in engine.list_tasks(status="scheduled")}
     info = infos[result.id]
-    headers = Envelope.unpack(info.envelope).headers
+    headers = Envelope.of(info).headers
     delays = [infos[each.id].due_at - now for each in (result, plain, automatic)]
     assert delays == pytest.approx([600, 180, 600], abs=SOON)
     assert (info.queue, info.priority) == ("special", 7)

@@ -206,7 +206,7 @@ def test_message_published_through_kombu_is_claimed_from_the_engine(
 
     (delivery,) = engine.claim(["mail"], 10, worker="w", tasks={"add"})
 
-    envelope = Envelope.unpack(delivery.envelope)
+    envelope = Envelope.of(delivery)
     assert (delivery.task, delivery.task_id, delivery.priority) == ("add", "1", 2)
     assert delivery.body == "[[1], {}, {}]"
     assert envelope.headers == {"task": "add", "id": "1"}

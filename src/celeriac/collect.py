@@ -96,8 +96,9 @@ def current(engine: Engine) -> Collector | None:
 
 
 def _is_opaque(message: Message) -> bool:
-    is_plain = isinstance(message.body, str) and message.envelope.endswith(_PLAIN)
-    return not is_plain or '"compression"' in message.envelope
+    envelope = message.form or message.envelope
+    is_plain = isinstance(message.body, str) and envelope.endswith(_PLAIN)
+    return not is_plain or '"compression"' in envelope
 
 
 def publish(engine: Engine, messages: list[Message]) -> None:

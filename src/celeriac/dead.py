@@ -95,7 +95,7 @@ class DeadLetter:
 def _arguments(info: TaskInfo) -> tuple[Any, Any]:
     headers: Mapping[str, Any] = {}
     try:
-        envelope = Envelope.unpack(info.envelope)
+        envelope = Envelope.of(info)
         headers = envelope.headers
         args, kwargs, _ = envelope.decode(info.body, {"application/json"})
         return args, kwargs
@@ -106,7 +106,7 @@ def _arguments(info: TaskInfo) -> tuple[Any, Any]:
 def _dependents(info: TaskInfo) -> Sequence[str]:
     """Return the ids of the tasks that failed with this one, and may run after it."""
     try:
-        _, _, embed = Envelope.unpack(info.envelope).decode(info.body, {"application/json"})
+        _, _, embed = Envelope.of(info).decode(info.body, {"application/json"})
         later = chain(embed.get("chain") or (), embed.get("callbacks") or ())
         return [each.task_id for each in find_dependents(later)]
     except Exception:  # Strangers can publish, too.

@@ -4,15 +4,21 @@ A message as kombu knows it has a body, headers, properties, a content type and 
 encoding. An engine keeps the body as it is and the rest as one JSON text, the envelope. All who
 write or read messages come through here (``publish``, ``transport``, ``worker``), so that what
 one of them publishes any other can take up.
+
+The envelopes of a task's plain calls are alike but for a few values. Such a message names what
+they have in common, its :class:`Form`, and holds the values: a third of the bytes, which is a
+quarter of the time of ``delay()`` and more of that of reading the envelope in the worker.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
+from functools import lru_cache
 from reprlib import Repr
 from time import time
 from typing import Any
@@ -24,7 +30,9 @@ from kombu.serialization import loads
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import object_hook
 
+from .engines.base import Delivery
 from .engines.base import Message
+from .engines.base import TaskInfo
 
 # kombu's own dumps() and loads() make a new encoder or decoder for each call: 7.6 µs instead of
 # 5.0 for the envelope of a small task.
@@ -37,6 +45,27 @@ _repr = Repr()
 _repr.maxlist = _repr.maxtuple = _repr.maxdict = 100
 _repr.maxstring = _repr.maxother = 1024
 _shown = _repr.repr
+
+_HOLE = "<celeriac "
+#: What stands in the place of each value that differs between the envelopes of one form; in the
+#: order in which the values are stored.
+HOLES = {
+    name: f"{_HOLE}{name}>"
+    for name in (
+        "task_id",
+        "root_id",
+        "parent_id",
+        "group_id",
+        "group_index",
+        "reply_to",
+        "origin",
+        "argsrepr",
+        "kwargsrepr",
+    )
+}
+_decode_values = json.JSONDecoder().decode
+#: Stands for a root that is the task itself.
+ITS_OWN = "true"
 
 #: The highest priority that AMQP can express.
 MAX_PRIORITY = 255
@@ -62,6 +91,13 @@ class Envelope(NamedTuple):
     def unpack(cls, text: str) -> Envelope:
         """Undo :meth:`pack`."""
         return cls(*_decode(text))
+
+    @classmethod
+    def of(cls, stored: Delivery | TaskInfo) -> Envelope:
+        """Return the envelope of a stored message, whatever its form."""
+        if not stored.form:
+            return cls.unpack(stored.envelope)
+        return form_of(stored.form).fill(stored.task_id, stored.envelope)
 
     def decode(self, body: Any, accept: Collection[str] | None) -> tuple[Any, Any, Any]:
         """Return what the body of a task holds: args, kwargs, and callbacks, chain and chord.
@@ -97,6 +133,74 @@ class Envelope(NamedTuple):
             expires_at=_expiry(headers if is_task else {}, properties),
             transient=properties.get("delivery_mode") == 1,
         )
+
+
+class Form:
+    """What many envelopes have in common: one of them, with holes for the values that differ.
+
+    :param text: an envelope as text, with :data:`HOLES` in the places of values.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._envelope = Envelope.unpack(text)
+        self._in_headers = list(_places(self._envelope.headers))
+        self._in_properties = list(_places(self._envelope.properties))
+        # Each envelope has its own of these: who gets it may change it.
+        self._inner = _containers(self._envelope.headers)
+        self._inner_properties = _containers(self._envelope.properties)
+
+    @classmethod
+    def text_of(cls, envelope: Envelope) -> str | None:
+        """Return the form of an envelope with holes; ``None`` if that can not be filled in."""
+        text = envelope.pack()
+        places = [*_places(envelope.headers), *_places(envelope.properties)]
+        is_flat = all(map(_is_flat, (*envelope.headers.values(), *envelope.properties.values())))
+        return text if is_flat and text.count(_HOLE) == len(places) else None
+
+    def fill(self, task_id: str, text: str) -> Envelope:
+        """Return an envelope.
+
+        :param text: the values of all holes but that of the id, as a JSON array.
+        """
+        values = [task_id, *_decode_values(text)]
+        if values[1] is True:
+            values[1] = task_id
+        headers, properties, *content = self._envelope
+        headers, properties = headers.copy(), properties.copy()
+        for name, place in self._in_headers:
+            headers[name] = values[place]
+        for name, place in self._in_properties:
+            properties[name] = values[place]
+        for name, inner in self._inner:
+            headers[name] = inner.copy()
+        for name, inner in self._inner_properties:
+            properties[name] = inner.copy()
+        return Envelope(headers, properties, *content)
+
+
+form_of = lru_cache(maxsize=256)(Form)
+
+
+def _places(fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the names of the fields that are holes, each with the place of its value."""
+    order = list(HOLES.values())
+    for name, value in fields.items():
+        if isinstance(value, str) and value in order:
+            yield name, order.index(value)
+
+
+def _containers(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in fields.items() if _is_container(value)]
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _is_flat(value: Any) -> bool:
+    """Say whether a copy of a value has nothing in common with it that could be changed."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not any(map(_is_container, inner))
 
 
 def _from_protocol_1(envelope: Envelope, body: Any) -> tuple[Envelope, str] | None:

@@ -160,7 +160,7 @@ def explain(
         later = _comes_after(engine, task_id, program) if search and result is None else None
         return later or _not_stored(task_id, result)
     info = stored[0]
-    if Envelope.unpack(info.envelope).headers.get("ignore_result"):
+    if Envelope.of(info).headers.get("ignore_result"):
         return _ignored(task_id)
     if info.status == "claimed":
         return _claimed(info, engine.list_workers())
@@ -274,7 +274,7 @@ def _not_registered(info: TaskInfo, workers: Sequence[Worker], program: Program)
 
 
 def _called_off(engine: Engine, info: TaskInfo) -> Explanation | None:
-    stamps = Envelope.unpack(info.envelope).headers.get("stamps")
+    stamps = Envelope.of(info).headers.get("stamps")
     if engine.revocations([info.task_id]).include(info.task_id, stamps):
         return Explanation(Cause.REVOKED, f"{_sentence(info)} was revoked and will not run.")
     if info.expires_at is not None and info.expires_at <= time():
@@ -284,7 +284,7 @@ def _called_off(engine: Engine, info: TaskInfo) -> Explanation | None:
 
 
 def _waiting(engine: Engine, info: TaskInfo) -> Explanation:
-    retries = Envelope.unpack(info.envelope).headers.get("retries")
+    retries = Envelope.of(info).headers.get("retries")
     if info.due_at is not None and info.due_at > time():
         due = _clock(info.due_at)
         if retries:

@@ -149,7 +149,8 @@ class Task(stock.Task[P, R]):
         task = self._in_current_app()
         listed = [_args_and_kwargs(call) for call in calls]
         is_ours = listed and type(task).apply_async is Task.apply_async
-        results = send_many_shortly(task, listed, options) if is_ours else None
+        send: Any = super(Task, task).apply_async
+        results = send_many_shortly(task, send, listed, options) if is_ours else None
         if results is None:
             with task.app.producer_or_acquire(options.pop("producer", None)) as producer:
                 results = [

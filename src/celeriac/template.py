@@ -24,11 +24,17 @@ from celery import signals
 from celery.app import amqp
 from celery.app.routes import MapRoute
 from celery.backends.base import Backend
+from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
 from kombu.utils import json
 
 from .engines.base import Message
 from .envelope import encode
+from .envelope import Envelope
+from .envelope import Form
+from .envelope import form_of
+from .envelope import HOLES
+from .envelope import ITS_OWN
 from .publish import AMQP
 from .publish import EngineProducer
 from .publish import publish
@@ -40,13 +46,15 @@ _serializers: Any = kombu.serialization.registry  # type: ignore[attr-defined]
 #: The options that may be another at each call. Celery is asked to put texts in their places that
 #: nobody else would send.
 _HOLES = {
-    name: f"<celeriac {name}>"
+    name: HOLES[name]
     for name in ("task_id", "root_id", "parent_id", "group_id", "group_index", "reply_to")
 }
 #: Where a message goes to; the rest of what Celery's groups say of each member.
 _DESTINATION = frozenset(("producer", "add_to_parent"))
 #: The options of calls that one template serves.
 _FILLED_IN = _HOLES.keys() | _DESTINATION | {"chord"}
+#: Options that have few values: a form is made for each, and kept while its messages are.
+_FEW = frozenset(("queue", "priority", "ignore_result"))
 #: Options of many calls that a template is not made for.
 _REFUSED = _DESTINATION | {"publisher", "connection", "serializer"}
 #: The functions on a call's way that instruments put their own in the place of.
@@ -86,24 +94,27 @@ def send_shortly(task: Any, send: Send, args: Any, kwargs: Any, options: Mapping
 
 
 def send_many_shortly(
-    task: Any, calls: Sequence[tuple[Any, Any]], options: Mapping[str, Any]
+    task: Any, send: Send, calls: Sequence[tuple[Any, Any]], options: Mapping[str, Any]
 ) -> list[Any] | None:
     """Enqueue calls with the same options, all or none, and return their results.
 
     ``None`` if Celery is to do it, call by call.
+
+    :param send: Celery's own ``apply_async`` of the task.
     """
     app = task.app
     if not _is_plain(task, app) or options.keys() & _REFUSED:
         return None
-    template = Template.learn(task, task.apply_async, *calls[0], options)
+    template = Template.learn(task, send, *calls[0], options)
     if template is None:
         return None
     caller = app.current_worker_task
     request = caller and caller.request
+    make = template.message if options.keys() <= _FEW else template.whole_message
     messages = []
     for args, kwargs in calls:
         try:
-            messages.append(template.message(args, kwargs, request, options))
+            messages.append(make(args, kwargs, request, options))
         except Exception:
             # Celery says what is wrong; nothing is sent.
             task.apply_async(args, kwargs, producer=EngineProducer(app).share(), **options)
@@ -184,11 +195,10 @@ def _is_watched() -> bool:
 class Template:
     """The messages of one task's calls that differ in nothing but ids and arguments."""
 
-    def __init__(self, task: Any, app: Any, message: Message, envelope: str, tail: str) -> None:
-        self._envelope = envelope
+    def __init__(self, task: Any, app: Any, message: Message, tail: str) -> None:
+        self._message = message
         self._tail = tail
-        self._queue, self._task = message.queue, message.task
-        self._options = message[5:]
+        self._origin = encode(anon_nodename())
         self._check = task.__header__ if task.typing else None
         self._app = app
         self.engine = app.amqp.engine
@@ -212,10 +222,10 @@ class Template:
         body, head = message.body, _head(args or (), kwargs or {})
         if not isinstance(body, str) or not body.startswith(head):  # Compressed, say.
             return None
-        envelope = _with_holes(message.envelope, args or (), kwargs or {}, app)
-        if envelope is None:
+        form = _with_holes(Envelope.unpack(message.envelope), args or (), kwargs or {}, app)
+        if form is None:
             return None
-        return cls(task, app, message, envelope, body.removeprefix(head))
+        return cls(task, app, message._replace(form=form), body.removeprefix(head))
 
     def message(self, args: Any, kwargs: Any, caller: Any, options: Mapping[str, Any]) -> Message:
         """Return the message of a call with these arguments.
@@ -229,22 +239,30 @@ class Template:
         if self._check is not None:
             self._check(*args, **kwargs)
         task_id = given("task_id") or new_task_id()
-        root_id = given("root_id") or (caller and (caller.root_id or caller.id)) or task_id
+        root_id = given("root_id") or (caller and (caller.root_id or caller.id))
         parent_id = given("parent_id") or (caller and caller.id)
-        fields = {
-            "task_id": encode(task_id),
-            "root_id": encode(root_id),
-            "parent_id": _encode(parent_id),
-            "group_id": _encode(given("group_id")),
-            "group_index": _encode(given("group_index")),
-            "reply_to": encode(given("reply_to") or self._app.thread_oid),
-            "argsrepr": encode(shown(args, self._sizes[0], self._app)),
-            "kwargsrepr": encode(shown(kwargs, self._sizes[1], self._app)),
-        }
-        body = _head(args, kwargs) + self._tail
-        return Message(
-            self._queue, self._envelope % fields, body, self._task, task_id, *self._options
+        # In the order of HOLES.
+        values = (
+            encode(root_id) if root_id else ITS_OWN,
+            _encode(parent_id),
+            _encode(given("group_id")),
+            _encode(given("group_index")),
+            encode(given("reply_to") or self._app.thread_oid),
+            self._origin,
+            encode(shown(args, self._sizes[0], self._app)),
+            encode(shown(kwargs, self._sizes[1], self._app)),
         )
+        return self._message._replace(
+            task_id=task_id,
+            envelope=f"[{','.join(values)}]",
+            body=_head(args, kwargs) + self._tail,
+        )
+
+    def whole_message(self, *call: Any) -> Message:
+        """Return the message of a call as :meth:`message` does, but of no form."""
+        message = self.message(*call)
+        envelope = form_of(message.form).fill(message.task_id, message.envelope)
+        return message._replace(envelope=envelope.pack(), form="")
 
 
 def shown(arguments: Any, size: int, app: Any) -> str:
@@ -291,20 +309,17 @@ def _head(args: Any, kwargs: Any) -> str:
     return encode((args, kwargs))[:-1]
 
 
-def _with_holes(envelope: str, args: Any, kwargs: Any, app: Any) -> str | None:
-    """Return an envelope to be filled in by ``%``, if it is as expected."""
-    amqp = app.amqp
-    shown_args = encode(shown(args, amqp.argsrepr_maxsize, app))
-    shown_kwargs = encode(shown(kwargs, amqp.kwargsrepr_maxsize, app))
-    before, arguments, after = envelope.replace("%", "%%").partition(
-        f'"argsrepr": {shown_args}, "kwargsrepr": {shown_kwargs}'.replace("%", "%%")
-    )
-    if not arguments:
+def _with_holes(envelope: Envelope, args: Any, kwargs: Any, app: Any) -> str | None:
+    """Return the form of an envelope, if it is as expected."""
+    expected = {
+        "argsrepr": shown(args, app.amqp.argsrepr_maxsize, app),
+        "kwargsrepr": shown(kwargs, app.amqp.kwargsrepr_maxsize, app),
+        "origin": anon_nodename(),
+    }
+    if not expected.items() <= envelope.headers.items():
         return None
-    text = before + '"argsrepr": %(argsrepr)s, "kwargsrepr": %(kwargsrepr)s' + after
-    for name, hole in _HOLES.items():
-        text = text.replace(encode(hole), f"%({name})s")
-    return text
+    holes = {name: HOLES[name] for name in expected}
+    return Form.text_of(envelope._replace(headers=envelope.headers | holes))
 
 
 def _is_original(kind: type, name: str) -> bool:

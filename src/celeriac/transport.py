@@ -371,13 +371,13 @@ class Channel(_virtual.Channel):  # type: ignore[misc]
         """Delete an expired message, unless its consumer has to record that it was revoked."""
         if delivery.expires_at is None or delivery.expires_at > time():
             return False
-        if delivery.task and Envelope.unpack(delivery.envelope).headers.get("expires"):
+        if delivery.task and Envelope.of(delivery).headers.get("expires"):
             return False
         self.engine.complete([Outcome(delivery)])
         return True
 
     def _unpack(self, delivery: Delivery) -> _Message:
-        envelope = Envelope.unpack(delivery.envelope)
+        envelope = Envelope.of(delivery)
         address = {"exchange": "", "routing_key": delivery.queue}
         info = {**address, **envelope.properties.get("delivery_info", {})}
         return self.Message(

@@ -110,7 +110,7 @@ def announce(app: Any, delivery: Delivery) -> None:
 
 
 def _request(app: Any, delivery: Delivery) -> Context:
-    envelope = Envelope.unpack(delivery.envelope)
+    envelope = Envelope.of(delivery)
     accept = prepare_accept_content(app.conf.accept_content)
     args, kwargs, embed = envelope.decode(delivery.body, accept)
     return Context({**envelope.headers, "args": args, "kwargs": kwargs, **embed})

@@ -132,7 +132,7 @@ class TestPublishing:
 
     def test_a_message_comes_out_as_it_went_in(self, engine: Engine) -> None:
         expires_at = time.time() + FAR
-        sent = Message("q", '{"a": "é"}', b"\x00\xff", "t", "id", 7, None, expires_at)
+        sent = Message("q", '{"a": "é"}', b"\x00\xff", "t", "id", 7, None, expires_at, form="é …")
         engine.publish([sent])
 
         (delivery,) = claim(engine)
@@ -149,6 +149,7 @@ class TestPublishing:
             "deaths": 0,
             "redelivered": False,
             "expires_at": pytest.approx(expires_at),
+            "form": "é …",
         }
 
     def test_text_stays_text_and_bytes_stay_bytes(self, engine: Engine) -> None:
@@ -206,6 +207,14 @@ class TestClaiming:
             publish(engine, str(number), task=f"task-{number % 2}")
 
         assert bodies(claim(engine)) == list("012345")
+
+    def test_order_holds_across_forms(self, engine: Engine) -> None:
+        for number in range(6):
+            publish(engine, str(number), form=f"form {number % 3}")
+
+        found = claim(engine)
+        assert bodies(found) == list("012345")
+        assert [each.form for each in found] == [f"form {number % 3}" for number in range(6)]
 
     def test_higher_priority_comes_first(self, engine: Engine) -> None:
         for text, priority in [("low", 0), ("high", 9), ("mid", 5), ("high 2", 9)]:
@@ -600,6 +609,13 @@ class TestRates:
         gaps = [later - earlier for earlier, later in pairwise(starts)]
         assert min(gaps) > 0.14
         assert max(gaps) < 0.3
+
+    def test_a_task_in_two_forms_has_one_rate(self, engine: Engine) -> None:
+        publish(engine, "a")
+        publish(engine, "b", form="other")
+
+        assert bodies(claim(engine, rates={"t": FAR})) == ["a"]
+        assert claim(engine, rates={"t": FAR}) == []
 
     def test_a_task_in_two_queues_has_one_rate(self, engine: Engine) -> None:
         publish(engine, "a", queue="one")

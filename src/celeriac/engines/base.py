@@ -59,6 +59,9 @@ class Message(NamedTuple):
     expires_at: float | None = None
     #: Need not survive the loss of power (AMQP's delivery mode 1).
     transient: bool = False
+    #: What its envelope leaves out, because many messages have it in common: an engine keeps one
+    #: copy of it.
+    form: str = ""
 
 
 class Delivery(NamedTuple):
@@ -79,6 +82,7 @@ class Delivery(NamedTuple):
     #: Whether it was handed out before and may have been started.
     redelivered: bool
     expires_at: float | None
+    form: str = ""
 
 
 class Result(NamedTuple):
@@ -227,6 +231,7 @@ class TaskInfo(NamedTuple):
     died_at: float | None = None
     #: What :meth:`Engine.redeliver` and :class:`Aside` reported, as a JSON array.
     report: str | None = None
+    form: str = ""
 
 
 class Revocations(NamedTuple):

@@ -1,4 +1,4 @@
-"""Lanes: one for each task in each queue, and which of them a claimant may choose from.
+"""Lanes: one for each form of each task in each queue, and from which of them a claimant takes.
 
 They are few and seldom change, so each process keeps them in mind and asks only whether they
 are still the same.
@@ -14,13 +14,17 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
+#: What tells lanes apart: queue, task and form.
+Name = tuple[str, str, str]
+
 
 class Lane(NamedTuple):
-    """One task in one queue."""
+    """Messages of one form, of one task, in one queue."""
 
     id: int
     queue: str
     task: str
+    form: str
     #: The queue's own time to live for messages (seconds).
     message_ttl: float | None
 
@@ -51,7 +55,7 @@ class Picture(NamedTuple):
     """The lanes as of one version. Threads share it: it is replaced as a whole."""
 
     version: int | None
-    lanes: dict[tuple[str, str], Lane]
+    lanes: dict[Name, Lane]
     selections: dict[tuple[object, ...], list[Lane]]
 
 
@@ -62,12 +66,10 @@ class Lanes:
         self._sql = sql
         self._picture = Picture(None, {}, {})
 
-    def ensure(
-        self, db: sqlite3.Connection, names: Iterable[tuple[str, str]]
-    ) -> Mapping[tuple[str, str], Lane]:
-        """Return the lanes, among them these (queue and task), creating missing ones."""
+    def ensure(self, db: sqlite3.Connection, names: Iterable[Name]) -> Mapping[Name, Lane]:
+        """Return the lanes, among them these, creating missing ones."""
         lanes = self._current(db).lanes
-        missing = [name for name in names if name not in lanes]
+        missing = {name for name in names if name not in lanes}
         if not missing:
             return lanes
         self._create(db, missing)
@@ -98,11 +100,11 @@ class Lanes:
             picture = self._picture = Picture(version, self._load(db), {})
         return picture
 
-    def _load(self, db: sqlite3.Connection) -> dict[tuple[str, str], Lane]:
+    def _load(self, db: sqlite3.Connection) -> dict[Name, Lane]:
         rows = map(Lane._make, db.execute(self._sql["lanes"]).fetchall())
-        return {(lane.queue, lane.task): lane for lane in rows}
+        return {(lane.queue, lane.task, lane.form): lane for lane in rows}
 
-    def _create(self, db: sqlite3.Connection, names: Iterable[tuple[str, str]]) -> None:
-        for queue, task in names:
+    def _create(self, db: sqlite3.Connection, names: Iterable[Name]) -> None:
+        for queue, task, form in names:
             db.execute(self._sql["create_queue"], {"name": queue, "now": time.time()})
-            db.execute(self._sql["create_lane"], {"queue": queue, "task": task})
+            db.execute(self._sql["create_lane"], {"queue": queue, "task": task, "form": form})

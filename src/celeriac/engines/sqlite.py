@@ -449,10 +449,11 @@ class SQLiteEngine(Engine):
 
     def _insert(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
         now = time.time()
-        lanes = self._lanes.ensure(db, {(message.queue, message.task) for message in messages})
+        names = [(message.queue, message.task, message.form) for message in messages]
+        lanes = self._lanes.ensure(db, names)
         ready, scheduled = [], []
-        for message in messages:
-            lane, _, _, ttl = lanes[message.queue, message.task]
+        for name, message in zip(names, messages, strict=True):
+            lane, *_, ttl = lanes[name]
             rank, due_at, expires_at = -message.priority, message.due_at, message.expires_at
             if ttl is not None:
                 expires_at = now + ttl if expires_at is None else min(now + ttl, expires_at)

@@ -134,8 +134,8 @@ class Workers:
 
 
 def delivery_of(row: Any) -> Delivery:
-    """Return a row of ``celeriac_deliveries`` as its claimant gets it."""
-    return Delivery._make((*row[:9], bool(row[9]), row[10]))
+    """Return a row of ``celeriac_claimed`` as its claimant gets it."""
+    return Delivery._make((*row[:9], bool(row[9]), *row[10:]))
 
 
 def _worker(row: Any, alive: bool) -> Worker:

@@ -480,6 +480,6 @@ class Consumer(stock.Consumer):
             self.engine.complete([Outcome(delivery)])
 
     def _report_stranger(self, delivery: Delivery) -> None:
-        message = as_message(delivery, Envelope.unpack(delivery.envelope))
+        message = as_message(delivery, Envelope.of(delivery))
         logger.warning(stock.UNKNOWN_FORMAT, self._message_report(delivery.body, message))
         signals.task_rejected.send(sender=self, message=message, exc=None)

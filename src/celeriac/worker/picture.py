@@ -113,10 +113,11 @@ class Picture:
             info.deaths,
             info.deaths > 0,
             None,
+            info.form,
         )
         try:
             return Request(
-                as_message(delivery, Envelope.unpack(info.envelope)),
+                as_message(delivery, Envelope.of(info)),
                 app=consumer.app,
                 hostname=consumer.hostname,
                 task=consumer.app.tasks[info.task],

@@ -221,7 +221,7 @@ class Redelivery:
 
     def _is_called_off(self, delivery: Delivery) -> bool:
         """Say whether this is the task that was to be terminated, and not one after it."""
-        stamps = Envelope.unpack(delivery.envelope).headers.get("stamps")
+        stamps = Envelope.of(delivery).headers.get("stamps")
         revocations = self._settings.engine.revocations([delivery.task_id])
         return revocations.include(delivery.task_id, stamps)
 
@@ -263,9 +263,7 @@ class Redelivery:
         collector = Collector(engine, delivery.task_id, closing=True)
         with collecting(collector), self._requests.app_context():
             try:
-                request = self._requests.as_request(
-                    delivery, Envelope.unpack(delivery.envelope), verdict
-                )
+                request = self._requests.as_request(delivery, Envelope.of(delivery), verdict)
                 decide(request, verdict)
             except EngineError:
                 raise

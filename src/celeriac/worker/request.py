@@ -139,7 +139,7 @@ class Requests:
         What can not be unpacked has no limits, and :meth:`run` refuses it.
         """
         try:
-            self._envelope = Envelope.unpack(delivery.envelope)
+            self._envelope = Envelope.of(delivery)
             limits = self._envelope.headers.get("timelimit") or (None, None)
             hard, soft = [None if limit is None else float(limit) for limit in limits]
         except Exception as exc:  # Strangers can publish, too; here it would end the child.
@@ -283,7 +283,7 @@ class Requests:
     def call_off(self, delivery: Delivery) -> None:
         """Have Celery announce that a task which is revoked or expired will not run."""
         with self.app_context():
-            self._is_called_off(delivery, Envelope.unpack(delivery.envelope), revoked=True)
+            self._is_called_off(delivery, Envelope.of(delivery), revoked=True)
 
     def _is_called_off(self, delivery: Delivery, envelope: Envelope, revoked: bool) -> bool:
         if delivery.expires_at is not None and not envelope.headers.get("expires"):

@@ -6,10 +6,11 @@
 INSERT INTO celeriac_queues (name, used_at) VALUES (:name, :now) ON CONFLICT DO NOTHING;
 
 -- name: create_lane
-INSERT INTO celeriac_lanes (queue, task) VALUES (:queue, :task) ON CONFLICT DO NOTHING;
+INSERT INTO celeriac_lanes (queue, task, form) VALUES (:queue, :task, :form)
+ON CONFLICT DO NOTHING;
 
 -- name: lanes
-SELECT l.id, l.queue, l.task, q.message_ttl
+SELECT l.id, l.queue, l.task, l.form, q.message_ttl
 FROM celeriac_lanes l LEFT JOIN celeriac_queues q ON q.name = l.queue;
 
 -- name: lanes_version
@@ -75,8 +76,9 @@ DELETE FROM celeriac_ready WHERE lane = ? AND rank = ? AND id = ?;
 INSERT INTO celeriac_claims (id, token, worker, slot, claimed_at) VALUES (?, ?, ?, ?, ?);
 
 -- name: claimed_messages
-SELECT id, token, queue, envelope, body, task, task_id, priority, deaths, redelivered, expires_at
-FROM celeriac_deliveries WHERE id IN (SELECT value FROM json_each(?));
+SELECT id, token, queue, envelope, body, task, task_id, priority, deaths, redelivered, expires_at,
+       form
+FROM celeriac_claimed WHERE id IN (SELECT value FROM json_each(?));
 
 -- The fence: only claims that still carry their token are ended, and only these count.
 -- name: end_claims
@@ -390,8 +392,9 @@ SELECT DISTINCT c.worker, c.slot, w.id, w.hostname, w.heartbeat_at
 FROM celeriac_claims c LEFT JOIN celeriac_workers w ON w.number = c.worker;
 
 -- name: held_by
-SELECT id, token, queue, envelope, body, task, task_id, priority, deaths, redelivered, expires_at
-FROM celeriac_deliveries WHERE worker = ? AND slot = ?
+SELECT id, token, queue, envelope, body, task, task_id, priority, deaths, redelivered, expires_at,
+       form
+FROM celeriac_claimed WHERE worker = ? AND slot = ?
 ORDER BY claimed_at, id;
 
 -- Reading
