@@ -71,7 +71,8 @@ def publish(publishers: Publishers, disk: Disk) -> Iterator[Callable[..., Future
 
         def publish(*bodies: str) -> Future[None]:
             messages = [Message("q", "{}", body) for body in bodies]
-            waiting = len(publishers)
+            # The first one commits, the others wait for it.
+            waiting = len(publishers) if disk.begun.is_set() else -1
             future = threads.submit(publishers.publish, messages, disk.commit)
             wait_until(lambda: disk.begun.is_set() and len(publishers) > waiting)
             return future

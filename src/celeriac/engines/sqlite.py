@@ -534,11 +534,12 @@ class SQLiteEngine(Engine):
     # Waking
 
     def _ring_queues(self, messages: Sequence[Message] | Sequence[Delivery]) -> None:
-        self._ring({message.queue for message in messages})
+        if messages:
+            self._ring(message.queue for message in messages)
 
-    def _ring(self, queues: Collection[str]) -> None:
+    def _ring(self, queues: Iterable[str]) -> None:
         bell = self._connections.bell()
-        if queues and bell.anyone(MESSAGES):
+        if bell.anyone(MESSAGES):
             bell.ring(MESSAGES, mask(queues))
 
     def _ring_results(self, results: Sequence[Result]) -> None:
