@@ -35,6 +35,7 @@ from celeriac.engines.base import Outcome
 from celeriac.engines.base import Queue
 from celeriac.engines.base import Result
 from celeriac.engines.base import Worker
+from celeriac.engines.bell import MESSAGES
 from celeriac.engines.sqlite import SQLiteEngine
 from celeriac.engines.statements import load_migrations
 from celeriac.engines.statements import load_statements
@@ -622,6 +623,31 @@ def test_a_message_from_another_process_wakes(
     timer.join()
     os.close(send)
     os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "messages", "woken"),
+    [("ww", 1, 1), ("ww", 2, 2), ("www", 2, 2), ("wo", 1, 2), ("wwo", 1, 2)],
+    ids=str,
+)
+def test_of_a_workers_children_as_many_are_woken_as_there_are_messages(
+    engine: SQLiteEngine, workers: str, messages: int, woken: int
+) -> None:
+    """Each other worker is woken too: this one may have been stopped."""
+
+    def wait(slot: int, worker: str) -> float:
+        engine.attend(worker, slot)
+        began = time.monotonic()
+        engine.wait_for_messages(["q"], 1, place=(worker, slot))
+        return time.monotonic() - began
+
+    bell = engine._connections.bell()
+    with ThreadPoolExecutor(len(workers)) as threads:
+        waits = list(threads.map(lambda each: threads.submit(wait, *each), enumerate(workers)))
+        wait_until(lambda: bell._map[: len(workers)] == bytes([MESSAGES]) * len(workers))
+        publish(engine, *map(str, range(messages)))
+
+        assert sum(each.result() < AT_ONCE for each in waits) == woken
 
 
 def test_a_sleeper_that_was_killed_leaves_its_slot_to_others(

@@ -5,6 +5,10 @@ named pipe to sleep on. Who has something to tell looks at the mapped bytes, and
 pipes of those that wait for it. So a publisher under load pays 0.3 µs for finding nobody
 asleep, and 5 µs for each sleeper that it wakes.
 
+Of sleepers that would all do the same, as the children of one worker do, no more are woken than
+there is to do: the others would look in vain, in the way of the one that works. Should that one
+not come to it, the others look at their next turn, as for any lost wake-up.
+
 Slots are held by a lock on one byte of the file, which the kernel gives up when the process
 dies, however it dies. Where the platform has no named pipes, or all slots are taken, waiting
 falls back to short sleeps.
@@ -20,13 +24,16 @@ import struct
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 
 SLOTS = 512
-_MASKS = SLOTS  # the masks follow the state bytes
-_SIZE = _MASKS + 4 * SLOTS
+# The masks follow the state bytes, and then comes what is the same for all who are alike.
+_MASKS = SLOTS
+_KINDS = _MASKS + 4 * SLOTS
+_SIZE = _KINDS + 4 * SLOTS
 
 #: What a sleeper waits for, as the state byte of its slot; zero says that it is awake.
 MESSAGES = 1
@@ -37,6 +44,8 @@ _AWAKE = 0
 _POLL = 0.02
 
 EVERY = 0xFFFFFFFF
+#: The kind of those who are like no other.
+UNLIKE = 0
 
 
 def mask(names: Iterable[str]) -> int:
@@ -45,6 +54,11 @@ def mask(names: Iterable[str]) -> int:
     for name in names:
         bits |= 1 << (zlib.crc32(name.encode()) & 31)
     return bits
+
+
+def kind_of(name: str) -> int:
+    """Return the kind of those who share a name; no two workers of a machine should have one."""
+    return zlib.crc32(name.encode()) or 1
 
 
 class Bell:
@@ -71,14 +85,20 @@ class Bell:
         """Whether anybody of this process has a sleeper out."""
         return self._sleeping > 0
 
-    def ring(self, state: int, bits: int = EVERY) -> None:
-        """Wake those who wait for ``state`` and have a bit in common."""
+    def ring(self, state: int, bits: int = EVERY, count: int = SLOTS) -> None:
+        """Wake those who wait for ``state`` and have a bit in common.
+
+        :param count: how many of each kind to wake at most; of :data:`UNLIKE` all are woken.
+        """
+        woken: Counter[int] = Counter()
         find = self._map.find
         byte = bytes((state,))
         slot = find(byte, 0, SLOTS)
         while slot >= 0:
-            if self._mask(slot) & bits:
+            kind = self._read(_KINDS, slot)
+            if self._read(_MASKS, slot) & bits and woken[kind] < count:
                 self.ring_slot(slot)
+                woken[kind] += kind != UNLIKE
             slot = find(byte, slot + 1, SLOTS)
 
     def anyone(self, state: int) -> bool:
@@ -153,12 +173,13 @@ class Bell:
                     pipe = self._pipes[slot] = os.open(self._folder / f"pipe-{slot}", flags)
         return pipe
 
-    def _mask(self, slot: int) -> int:
-        (bits,) = struct.unpack_from("=I", self._map, _MASKS + 4 * slot)
-        return int(bits)
+    def _read(self, part: int, slot: int) -> int:
+        (number,) = struct.unpack_from("=I", self._map, part + 4 * slot)
+        return int(number)
 
-    def _set(self, slot: int, state: int, bits: int) -> None:
+    def _set(self, slot: int, state: int, bits: int, kind: int) -> None:
         struct.pack_into("=I", self._map, _MASKS + 4 * slot, bits)
+        struct.pack_into("=I", self._map, _KINDS + 4 * slot, kind)
         self._map[slot] = state
 
 
@@ -175,17 +196,25 @@ class Sleeper:
             except OSError:
                 self.slot = None  # No named pipes here.
 
-    def wait(self, state: int, bits: int, timeout: float, outlook: Callable[[], float]) -> bool:
+    def wait(
+        self,
+        state: int,
+        bits: int,
+        timeout: float,
+        outlook: Callable[[], float],
+        kind: int = UNLIKE,
+    ) -> bool:
         """Sleep until rung, at most ``timeout`` seconds; say whether there is anything.
 
         The order matters: the slot says "asleep" before ``outlook`` looks, so whoever changes
         anything after that look sees the sleeper and rings.
 
         :param outlook: returns in how many seconds there may be something; zero means now.
+        :param kind: the same for all who would do the same; see :meth:`Bell.ring`.
         """
         if self.slot is None:
             return self._poll(timeout, outlook)
-        self._bell._set(self.slot, state, bits)
+        self._bell._set(self.slot, state, bits, kind)
         try:
             nap = outlook()
             if nap <= 0:

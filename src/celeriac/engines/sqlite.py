@@ -42,9 +42,11 @@ from .base import Revocations
 from .base import TaskInfo
 from .base import WITHDRAWN
 from .base import Worker
+from .bell import kind_of
 from .bell import mask
 from .bell import MESSAGES
 from .bell import RESULTS
+from .bell import UNLIKE
 from .choice import Choice
 from .chords import Chords
 from .connections import Connections
@@ -168,7 +170,7 @@ class SQLiteEngine(Engine):
             ended = self._dead.end(db, tags)
             queues = self._dead.renew(db, ended, forget)
             self._restore(db, ended)
-        self._ring(queues)
+        self._ring(queues, len(ended))
         return len(ended)
 
     def discard(self, tags: Collection[int]) -> int:
@@ -189,10 +191,11 @@ class SQLiteEngine(Engine):
         def outlook() -> float:
             return self._read(lambda db: self._choice.outlook(db, intake))
 
+        kind = UNLIKE if place is None else kind_of(place[0])
         with self._connections.sleeper() as sleeper:
             if place is not None:
                 self._connections.presence().sleeps_on(*place, sleeper.slot)
-            return sleeper.wait(MESSAGES, mask(queues), min(timeout, FLOOR), outlook)
+            return sleeper.wait(MESSAGES, mask(queues), min(timeout, FLOOR), outlook, kind)
 
     def wake(self, worker_id: str, slot: int) -> None:
         bell_slot = self._connections.presence().bell_slot(worker_id, slot)
@@ -535,12 +538,13 @@ class SQLiteEngine(Engine):
 
     def _ring_queues(self, messages: Sequence[Message] | Sequence[Delivery]) -> None:
         if messages:
-            self._ring(message.queue for message in messages)
+            self._ring((message.queue for message in messages), len(messages))
 
-    def _ring(self, queues: Iterable[str]) -> None:
+    def _ring(self, queues: Iterable[str], count: int) -> None:
+        """Wake who takes from these queues: of those who are alike, one for each message."""
         bell = self._connections.bell()
         if bell.anyone(MESSAGES):
-            bell.ring(MESSAGES, mask(queues))
+            bell.ring(MESSAGES, mask(queues), count)
 
     def _ring_results(self, results: Sequence[Result]) -> None:
         bell = self._connections.bell()
