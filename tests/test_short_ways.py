@@ -25,7 +25,10 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 from celery.backends.base import Backend
+from celery.exceptions import InvalidTaskError
 from celery.result import AsyncResult
+from kombu.exceptions import ContentDisallowed
+from kombu.exceptions import DecodeError
 from kombu.exceptions import EncodeError
 from kombu.utils import json as kombu_json
 from kombu.utils.json import register_type
@@ -33,7 +36,9 @@ from kombu.utils.json import register_type
 from celeriac.backend import EngineBackend
 from celeriac.collect import collecting
 from celeriac.collect import Collector
+from celeriac.envelope import Envelope
 from celeriac.success import Clock
+from celeriac.worker.arguments import Arguments
 
 JSON = "application/json"
 #: Whether results can be compressed: since Celery 5.7.
@@ -294,3 +299,81 @@ def test_the_clock_tells_what_celery_s_does(
         assert clock.now() == expected.isoformat()
     monkeypatch.undo()
     assert abs(datetime.fromisoformat(clock.now()) - app.now()) < timedelta(seconds=1)
+
+
+# Arguments
+
+
+def envelope(kind: str | None = JSON, encoding: str | None = "utf-8", **headers: Any) -> Envelope:
+    return Envelope(headers, {}, kind, encoding)
+
+
+def decode(body: Any, accept: set[str] | None = frozenset({JSON})) -> tuple[Any, Any, Any]:  # type: ignore[assignment]
+    return Arguments(accept).decode(envelope(), body)
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_the_short_way_reads_what_kombu_reads(spaced: bool) -> None:
+    for value in values(200):
+        body = kombu_json.dumps([[value], {"key": value}, {"chain": None}])
+        body = f" {body}\n" if spaced else body
+        expected = envelope().decode(body, {JSON})
+
+        # Compared as texts: NaN is not equal to itself.
+        assert repr(decode(body)) == repr(expected) or decode(body) == expected
+
+
+def test_types_are_read_however_their_names_are_escaped() -> None:
+    body = r'[[{"\u005f_type__": "money", "__v\u0061lue__": 7}], {}, null]'
+
+    assert decode(body) == ([Money(7)], {}, {})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "nothing",
+        "[[1], {}",
+        "[[], {}, {}] more",
+        "[1, 2]",
+        '[[{"__type__": "x", "__value__": 1}]]',
+    ],
+)
+def test_what_can_not_be_read_is_told_as_ever(body: str) -> None:
+    with pytest.raises(Exception) as expected:
+        envelope().decode(body, {JSON})
+    with pytest.raises(Exception) as caught:
+        decode(body)
+
+    assert (type(caught.value), str(caught.value)) == (type(expected.value), str(expected.value))
+
+
+def test_keyword_arguments_that_are_none_are_refused() -> None:
+    with pytest.raises(InvalidTaskError, match=r"has \[2\] for keyword arguments"):
+        decode("[[1], [2], {}]")
+
+
+def test_json_that_is_not_accepted_is_refused() -> None:
+    with pytest.raises(ContentDisallowed):
+        decode("[[1], {}, {}]", {"application/x-yaml"})
+
+
+def test_another_reader_of_json_is_used(serializers: Any) -> None:
+    serializers.register("json", json.dumps, lambda text: [["own"], {}, None], JSON, "utf-8")
+
+    assert decode("[[1], {}, {}]") == (["own"], {}, {})
+
+
+def test_bodies_of_other_kinds_are_read() -> None:
+    expected = ([1], {"a": 2}, {})
+    body = json.dumps(expected)
+    pickled = kombu.serialization.dumps(expected, serializer="pickle")  # type: ignore[attr-defined]
+
+    assert decode(body.encode()) == expected
+    assert Arguments({JSON}).decode(envelope(encoding=None), body) == expected
+    assert Arguments({pickled[0]}).decode(envelope(*pickled[:2]), pickled[2]) == expected
+    compressed, kind = kombu.compression.compress(body, "gzip")
+    assert Arguments({JSON}).decode(envelope(compression=kind), compressed) == expected
+    with pytest.raises(DecodeError):
+        decode(b"\xff")

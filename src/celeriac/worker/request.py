@@ -56,6 +56,8 @@ from celeriac.engines.base import Outcome
 from celeriac.envelope import Envelope
 from celeriac.explain import Program
 
+from .arguments import Arguments
+
 logger = get_logger("celery.worker.strategy")
 
 #: Headers of Celery's own. What a caller added beside them is ``request.headers``. Celery finds
@@ -117,6 +119,7 @@ class Requests:
         self.app_context: Callable[[], AbstractContextManager[Any]] = app_context
         self._consumer = consumer
         self._accept = prepare_accept_content(app.conf.accept_content)
+        self._arguments = Arguments(self._accept)
         self.eventer = eventer
         self._envelope: Envelope | Exception = ValueError("nothing was prepared")
         #: Default limits of the pool, for tasks that have none of their own.
@@ -176,7 +179,7 @@ class Requests:
             # Refuses what is no time, whether or not anybody is told of the task below.
             self.as_request(delivery, envelope, verdict)
         self._announce(delivery, envelope)
-        args, kwargs, embed = self._decode(delivery, envelope)
+        args, kwargs, embed = self._arguments.decode(envelope, delivery.body)
         context = self._context(delivery, envelope, args, kwargs, embed)
         task = self._app.tasks[delivery.task]
         self._send_event(delivery, "task-started")
@@ -247,14 +250,6 @@ class Requests:
         signals.task_received.send(sender=self._consumer, request=request)
         if self._sends_events(delivery):
             request.send_event("task-received", **_received(request))
-
-    def _decode(self, delivery: Delivery, envelope: Envelope) -> tuple[Any, Any, Any]:
-        args, kwargs, embed = envelope.decode(delivery.body, self._accept)
-        if not isinstance(kwargs, dict):
-            raise InvalidTaskError(
-                f"The message has {kwargs!r} for keyword arguments, and these must be a mapping."
-            )
-        return args, kwargs, embed
 
     def _context(
         self, delivery: Delivery, envelope: Envelope, args: Any, kwargs: Any, embed: Any
