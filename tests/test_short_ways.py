@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from datetime import datetime
 from datetime import timedelta
 from datetime import timezone
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 from typing import NamedTuple
 
@@ -27,16 +29,19 @@ from celery.app.task import Context
 from celery.backends.base import Backend
 from celery.exceptions import InvalidTaskError
 from celery.result import AsyncResult
+from celery.utils.threads import LocalStack
 from kombu.exceptions import ContentDisallowed
 from kombu.exceptions import DecodeError
 from kombu.exceptions import EncodeError
 from kombu.utils import json as kombu_json
 from kombu.utils.json import register_type
 
+from celeriac import Celeriac
 from celeriac.backend import EngineBackend
 from celeriac.collect import collecting
 from celeriac.collect import Collector
 from celeriac.envelope import Envelope
+from celeriac.stack import RequestStack
 from celeriac.success import Clock
 from celeriac.worker.arguments import Arguments
 
@@ -377,3 +382,60 @@ def test_bodies_of_other_kinds_are_read() -> None:
     assert Arguments({JSON}).decode(envelope(compression=kind), compressed) == expected
     with pytest.raises(DecodeError):
         decode(b"\xff")
+
+
+# The stack of requests
+
+
+def test_our_stack_does_what_celery_s_does() -> None:
+    chance = random.Random(20)
+    ours, celerys = RequestStack(), LocalStack()
+
+    def look(stack: Any) -> Any:
+        return stack.top, list(stack.stack), len(stack)
+
+    for step in range(500):
+        if chance.random() < 0.5:
+            ours.push(step)
+            celerys.push(step)
+        else:
+            assert ours.pop() == celerys.pop()
+        assert look(ours) == look(celerys)
+
+
+def test_each_thread_has_a_stack_of_its_own() -> None:
+    stack = RequestStack()
+    stack.push(1)
+    seen: list[Any] = []
+
+    def use() -> None:
+        seen.append(stack.top)
+        stack.push(2)
+        seen.append(stack.pop())
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+
+    assert (seen, stack.top, stack()) == ([None, 2], 1, 1)
+    stack.__release_local__()
+    assert (stack.pop(), stack._stacks) == (None, {})
+
+
+def test_our_tasks_have_our_stack() -> None:
+    celery = Celeriac()
+
+    @celery.task(name="echo")
+    def echo(x: int) -> int:
+        return x
+
+    def request(task: Any) -> SimpleNamespace:
+        task.push_request(id="pushed")
+        try:
+            return SimpleNamespace(id=task.request.id, depth=len(task.request_stack))
+        finally:
+            task.pop_request()
+
+    assert type(echo.request_stack) is RequestStack
+    assert request(echo) == SimpleNamespace(id="pushed", depth=1)
+    assert echo.request.id is None
