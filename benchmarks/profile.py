@@ -216,7 +216,8 @@ def _phases_of_running(celery: Any, task: Any) -> list[Phase]:
         (app_context, "push", "app context"),
         (app_context, "pop", "app context"),
         (task, "__trace__", "Celery's tracer, and the task's own function"),
-        (type(celery.backend), "store_result", "encode the result"),
+        # A stopwatch on what is inside would send all results the long way.
+        (type(celery.backend), "mark_as_done", "encode the result"),
     ]
 
 
