@@ -30,6 +30,7 @@ from celeriac.engines.publishers import Publishers
 from celeriac.envelope import Envelope
 from celeriac.publish import EngineProducer
 from celeriac.template import Template
+from celeriac.worker.arguments import Arguments
 from celeriac.worker.board import Board
 from celeriac.worker.child import make_claimant
 from celeriac.worker.child import Settings
@@ -209,13 +210,14 @@ def _phases_of_running(celery: Any, task: Any) -> list[Phase]:
         (Board, "begin", "note the start and the end"),
         (Board, "end", "note the start and the end"),
         (Envelope, "unpack", "decode the envelope"),
-        (Requests, "_decode", "decode the arguments"),
+        (Arguments, "decode", "decode the arguments"),
         (Requests, "_context", "make the request"),
         (Requests, "run", "around the tracer"),
         (app_context, "push", "app context"),
         (app_context, "pop", "app context"),
         (task, "__trace__", "Celery's tracer, and the task's own function"),
-        (type(celery.backend), "store_result", "encode the result"),
+        # A stopwatch on what is inside would send all results the long way.
+        (type(celery.backend), "mark_as_done", "encode the result"),
     ]
 
 

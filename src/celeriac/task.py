@@ -41,6 +41,7 @@ from . import replacement
 from . import stock
 from . import stopping
 from .context import app_context
+from .stack import replace_stack
 from .template import send_many_shortly
 from .template import send_shortly
 
@@ -255,7 +256,9 @@ class Task(stock.Task[P, R]):
         if "_from_settings" not in cls.__dict__:
             options = (option for option, _ in cls.from_config)
             cls._from_settings = tuple(name for name in options if getattr(cls, name, None) is None)
-        return super().bind(app)
+        bound = super().bind(app)
+        replace_stack(cls)
+        return bound
 
     @classmethod
     def rebind(cls, app: celery.Celery[Any]) -> None:

@@ -35,7 +35,6 @@ _PID, _RUNNING, _HALT, _HELD, _COUNT, _BATCH, _BEGAN, _DONE = 0, 4, 8, 12, 16, 2
 _SOFTENED = 56
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-_TIMES = struct.Struct("=ddd")
 
 
 class Activity(NamedTuple):
@@ -79,6 +78,9 @@ class Board:
             self._map = mmap.mmap(file, 0)
         finally:
             os.close(file)
+        # What is written for each task goes through these: 40 ns a number instead of 130.
+        whole = memoryview(self._map)[: len(self._map) // 8 * 8]
+        self._u32, self._u64, self._f64 = whole.cast("I"), whole.cast("Q"), whole.cast("d")
         #: Where it says whether the parent looks often, and whether the worker ends. Counted from
         #: the end, where those find it who do not know the names.
         self._watch = len(self._map) - 2 * _U32.size
@@ -110,26 +112,27 @@ class Board:
         tags: so of a delivery that is started at that very moment at least one side knows.
         """
         base = slot * _SLOT
+        u32, here = self._u32, base // 4
         with self._lock:
-            (count,) = _U32.unpack_from(self._map, base + _COUNT)
-            _U64.pack_into(self._map, base + _TAGS + 8 * count, tag)
-            _U32.pack_into(self._map, base + _COUNT, count + 1)
-            (batch,) = _U32.unpack_from(self._map, base + _BATCH)
-            if _U32.unpack_from(self._map, base + _HALT)[0] == batch or self.is_stopping():
-                _U32.pack_into(self._map, base + _COUNT, count)
+            count = u32[here + _COUNT // 4]
+            self._u64[(base + _TAGS) // 8 + count] = tag
+            u32[here + _COUNT // 4] = count + 1
+            if u32[here + _HALT // 4] == u32[here + _BATCH // 4] or u32[self._stop // 4]:
+                u32[here + _COUNT // 4] = count
                 return False
-        _TIMES.pack_into(self._map, base + _BEGAN, began, soft, hard)
-        _U32.pack_into(self._map, base + _RUNNING, 1)
+        times, f64 = (base + _BEGAN) // 8, self._f64
+        f64[times], f64[times + 1], f64[times + 2] = began, soft, hard
+        u32[here + _RUNNING // 4] = 1
         return True
 
     def end(self, slot: int, task: str) -> None:
         """Say that the child is done with the current delivery."""
         base = slot * _SLOT
-        _U32.pack_into(self._map, base + _RUNNING, 0)
-        self._add(base + _DONE)
+        self._u32[(base + _RUNNING) // 4] = 0
+        self._u64[(base + _DONE) // 8] += 1
         place = self._index.get(task)
         if place is not None:
-            self._add(self._counter(slot, place))
+            self._u64[self._counter(slot, place) // 8] += 1
 
     def is_softened(self, slot: int) -> bool:
         """Say whether somebody wants the soft time limit raised in what runs now."""
@@ -197,11 +200,10 @@ class Board:
 
     def close(self) -> None:
         """Unmap the board and delete its file."""
+        for view in (self._u32, self._u64, self._f64):
+            view.release()
         self._map.close()
         self.path.unlink(missing_ok=True)
 
     def _counter(self, slot: int, place: int) -> int:
         return self.slots * _SLOT + 8 * (slot * len(self.names) + place)
-
-    def _add(self, offset: int) -> None:
-        _U64.pack_into(self._map, offset, _U64.unpack_from(self._map, offset)[0] + 1)

@@ -46,6 +46,8 @@ BATCH = 0.005
 RETRY = 0.5
 #: How long a child that is to end goes on trying to record its outcomes (seconds).
 GRACE = 30.0
+#: How old orders may be when a task of a batch starts (seconds). Reading them is a system call.
+AGE = 0.001
 #: After how long a child that waits for its turn to wait looks at its orders (seconds).
 TURN = 5.0
 
@@ -154,6 +156,8 @@ class Claimant:
         self._rest: deque[Delivery] = deque()
         #: What was claimed at the door.
         self._ahead: list[Delivery] = []
+        #: When the orders were last looked at within a batch (monotonic seconds).
+        self._looked = 0.0
         #: When the running task's soft time limit ends (monotonic seconds); 0 for never.
         self.soft_deadline = 0.0
         self._soft = 0.0
@@ -249,7 +253,7 @@ class Claimant:
             # If the first takes long, the parent is to hand the others out.
             self._engine.wake(self._worker_id, PARENT)
         # That the worker ends, the board says at each start.
-        while self._rest and not self._orders().stop and self._start(self._rest[0]):
+        while self._rest and self._start(self._rest[0]):
             self._run_one(self._rest.popleft(), revocations.task_ids)
         self._board.hold(self._slot, 0)
         count = len(deliveries) - len(self._rest)
@@ -268,6 +272,10 @@ class Claimant:
     def _start(self, delivery: Delivery) -> bool:
         """Note on the board that the delivery starts; say whether it may."""
         began = time.monotonic()
+        if began - self._looked > AGE:
+            self._looked = began
+            if self._orders().stop:
+                return False
         limits = self._requests.prepare(delivery)
         soft = self._soft = began + limits.soft if limits.soft else 0.0
         hard = began + limits.hard if limits.hard else 0.0

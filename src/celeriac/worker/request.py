@@ -56,6 +56,8 @@ from celeriac.engines.base import Outcome
 from celeriac.envelope import Envelope
 from celeriac.explain import Program
 
+from .arguments import Arguments
+
 logger = get_logger("celery.worker.strategy")
 
 #: Headers of Celery's own. What a caller added beside them is ``request.headers``. Celery finds
@@ -112,11 +114,14 @@ class Requests:
         consumer: Any = None,
     ) -> None:
         self._app = app
+        # To ask the app for them takes as long as to note a start on the board.
+        self._tasks = app.tasks
         self._engine = engine
         self.hostname = hostname
         self.app_context: Callable[[], AbstractContextManager[Any]] = app_context
         self._consumer = consumer
         self._accept = prepare_accept_content(app.conf.accept_content)
+        self._arguments = Arguments(self._accept)
         self.eventer = eventer
         self._envelope: Envelope | Exception = ValueError("nothing was prepared")
         #: Default limits of the pool, for tasks that have none of their own.
@@ -145,7 +150,7 @@ class Requests:
         except Exception as exc:  # Strangers can publish, too; here it would end the child.
             self._envelope = exc
             return Limits(None, None)
-        task = self._app.tasks[delivery.task]
+        task = self._tasks[delivery.task]
         return Limits(
             soft or task.soft_time_limit or self.limits.soft,
             hard or task.time_limit or self.limits.hard,
@@ -176,9 +181,9 @@ class Requests:
             # Refuses what is no time, whether or not anybody is told of the task below.
             self.as_request(delivery, envelope, verdict)
         self._announce(delivery, envelope)
-        args, kwargs, embed = self._decode(delivery, envelope)
+        args, kwargs, embed = self._arguments.decode(envelope, delivery.body)
         context = self._context(delivery, envelope, args, kwargs, embed)
-        task = self._app.tasks[delivery.task]
+        task = self._tasks[delivery.task]
         self._send_event(delivery, "task-started")
         with self.app_context():
             retval, info, runtime, retstr = task.__trace__(delivery.task_id, args, kwargs, context)
@@ -201,7 +206,7 @@ class Requests:
     def _ignore(self, delivery: Delivery, exc: Ignore, context: dict[str, Any]) -> None:
         """Let nothing wait for a task that called itself off, unless it goes on as another."""
         collector = current(self._engine)
-        backend = self._app.tasks[delivery.task].backend
+        backend = self._tasks[delivery.task].backend
         # celery.app.task.Task.on_replace() leaves no other trace than this text.
         goes_on = exc.args == ("Replaced by new task",) or (
             collector and any(each.task_id == delivery.task_id for each in collector.messages)
@@ -248,14 +253,6 @@ class Requests:
         if self._sends_events(delivery):
             request.send_event("task-received", **_received(request))
 
-    def _decode(self, delivery: Delivery, envelope: Envelope) -> tuple[Any, Any, Any]:
-        args, kwargs, embed = envelope.decode(delivery.body, self._accept)
-        if not isinstance(kwargs, dict):
-            raise InvalidTaskError(
-                f"The message has {kwargs!r} for keyword arguments, and these must be a mapping."
-            )
-        return args, kwargs, embed
-
     def _context(
         self, delivery: Delivery, envelope: Envelope, args: Any, kwargs: Any, embed: Any
     ) -> dict[str, Any]:
@@ -267,7 +264,7 @@ class Requests:
                 f"The message has {group!r} for its group, which must be a text."
             )
         return {
-            "headers": {key: headers[key] for key in headers.keys() - _KNOWN},
+            "headers": custom_headers(headers),
             **headers,
             "properties": properties,
             "reply_to": properties.get("reply_to"),
@@ -329,12 +326,12 @@ class Requests:
             hostname=self.hostname,
             eventer=self.eventer,
             app=self._app,
-            task=self._app.tasks[delivery.task],
+            task=self._tasks[delivery.task],
         )
 
     def _sends_events(self, delivery: Delivery) -> bool:
         eventer = self.eventer
-        return bool(eventer and eventer.enabled and self._app.tasks[delivery.task].send_events)
+        return bool(eventer and eventer.enabled and self._tasks[delivery.task].send_events)
 
     def _send_event(self, delivery: Delivery, type: str, **fields: Any) -> None:
         if self._sends_events(delivery):
@@ -348,6 +345,13 @@ def _adapt(app: Celery, hostname: str) -> None:
             # Celery's tracer holds the function that it found when it was built.
             trace = build_tracer(task.name, task, app.loader, hostname, app=app)
             task.__trace__ = trace
+
+
+def custom_headers(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return what a caller added to the headers, as ``request.headers``."""
+    if headers.keys() <= _KNOWN:
+        return {}
+    return {key: headers[key] for key in headers.keys() - _KNOWN}
 
 
 def delivery_info(delivery: Delivery, envelope: Envelope) -> dict[str, Any]:
