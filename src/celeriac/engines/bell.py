@@ -30,10 +30,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SLOTS = 512
-# The masks follow the state bytes, and then comes what is the same for all who are alike.
+# The masks follow the state bytes, and then come the kinds. All fits in one page, so that on a full
+# disk there is either room for it or not.
 _MASKS = SLOTS
 _KINDS = _MASKS + 4 * SLOTS
-_SIZE = _KINDS + 4 * SLOTS
+_SIZE = _KINDS + 2 * SLOTS
+_MASK, _KIND = struct.Struct("=I"), struct.Struct("=H")
 
 #: What a sleeper waits for, as the state byte of its slot; zero says that it is awake.
 MESSAGES = 1
@@ -57,8 +59,8 @@ def mask(names: Iterable[str]) -> int:
 
 
 def kind_of(name: str) -> int:
-    """Return the kind of those who share a name; no two workers of a machine should have one."""
-    return zlib.crc32(name.encode()) or 1
+    """Return the kind of those who share a name."""
+    return zlib.crc32(name.encode()) & 0xFFFF or 1
 
 
 class Bell:
@@ -95,8 +97,9 @@ class Bell:
         byte = bytes((state,))
         slot = find(byte, 0, SLOTS)
         while slot >= 0:
-            kind = self._read(_KINDS, slot)
-            if self._read(_MASKS, slot) & bits and woken[kind] < count:
+            (kind,) = _KIND.unpack_from(self._map, _KINDS + _KIND.size * slot)
+            (mask,) = _MASK.unpack_from(self._map, _MASKS + _MASK.size * slot)
+            if mask & bits and woken[kind] < count:
                 self.ring_slot(slot)
                 woken[kind] += kind != UNLIKE
             slot = find(byte, slot + 1, SLOTS)
@@ -173,13 +176,9 @@ class Bell:
                     pipe = self._pipes[slot] = os.open(self._folder / f"pipe-{slot}", flags)
         return pipe
 
-    def _read(self, part: int, slot: int) -> int:
-        (number,) = struct.unpack_from("=I", self._map, part + 4 * slot)
-        return int(number)
-
     def _set(self, slot: int, state: int, bits: int, kind: int) -> None:
-        struct.pack_into("=I", self._map, _MASKS + 4 * slot, bits)
-        struct.pack_into("=I", self._map, _KINDS + 4 * slot, kind)
+        _MASK.pack_into(self._map, _MASKS + _MASK.size * slot, bits)
+        _KIND.pack_into(self._map, _KINDS + _KIND.size * slot, kind)
         self._map[slot] = state
 
 

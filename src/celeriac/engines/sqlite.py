@@ -79,7 +79,6 @@ class SQLiteEngine(Engine):
         self.place: Place = parse_url(url)
         self._connections = Connections(self.place)
         self._sql = load_statements("sqlite")
-        self._insert_sql = self._sql["insert_message"]
         transactions = Transactions(self.place, self._connections, self._sql)
         self._write, self._read = transactions.write, transactions.read
         self._rows = transactions.rows
@@ -446,27 +445,28 @@ class SQLiteEngine(Engine):
     # Steps of the transactions above
 
     def _commit(self, messages: Sequence[Message], then: Callable[[], None]) -> None:
-        durable = not all(message.transient for message in messages)
+        durable = any(not message.transient for message in messages)
         with self._write(durable, then) as db:
             self._insert(db, messages)
 
     def _insert(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
         now = time.time()
-        names = [(message.queue, message.task, message.form) for message in messages]
+        names = {(message.queue, message.task, message.form) for message in messages}
         lanes = self._lanes.ensure(db, names)
-        ready, scheduled = [], []
-        for name, message in zip(names, messages, strict=True):
-            lane, *_, ttl = lanes[name]
-            rank, due_at, expires_at = -message.priority, message.due_at, message.expires_at
+        # Numbered here, so that each table takes its rows in one go.
+        ((first,),) = db.execute(self._sql["next_tag"])
+        rows, ready, scheduled = [], [], []
+        for tag, message in enumerate(messages, first):
+            queue, envelope, body, task, task_id, priority, due_at, expires_at, _, form = message
+            lane, *_, ttl = lanes[queue, task, form]
             if ttl is not None:
                 expires_at = now + ttl if expires_at is None else min(now + ttl, expires_at)
-            fields = (lane, rank, message.task_id, now, due_at, expires_at)
-            cursor = db.execute(self._insert_sql, (*fields, message.envelope, message.body))
-            tag = cursor.lastrowid
+            rows.append((tag, lane, -priority, task_id, now, due_at, expires_at, envelope, body))
             if due_at is None or due_at <= now:
-                ready.append((lane, rank, tag))
+                ready.append((lane, -priority, tag))
             else:
-                scheduled.append((due_at, tag, lane, rank))
+                scheduled.append((due_at, tag, lane, -priority))
+        db.executemany(self._sql["insert_message"], rows)
         db.executemany(self._sql["insert_ready"], ready)
         if scheduled:
             db.executemany(self._sql["insert_scheduled"], scheduled)

@@ -33,10 +33,13 @@ WHERE queue NOT IN (SELECT name FROM celeriac_queues)
     WHERE id IN (SELECT id FROM celeriac_claims UNION ALL SELECT id FROM celeriac_dead)
 );
 
+-- name: next_tag
+SELECT ifnull(max(id), 0) + 1 FROM celeriac_messages;
+
 -- name: insert_message
 INSERT INTO celeriac_messages
-    (lane, rank, task_id, published_at, due_at, expires_at, envelope, body)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+    (id, lane, rank, task_id, published_at, due_at, expires_at, envelope, body)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_ready
 INSERT INTO celeriac_ready (lane, rank, id) VALUES (?, ?, ?);
