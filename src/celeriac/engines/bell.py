@@ -98,8 +98,8 @@ class Bell:
         slot = find(byte, 0, SLOTS)
         while slot >= 0:
             (kind,) = _KIND.unpack_from(self._map, _KINDS + _KIND.size * slot)
-            (mask,) = _MASK.unpack_from(self._map, _MASKS + _MASK.size * slot)
-            if mask & bits and woken[kind] < count:
+            (wanted,) = _MASK.unpack_from(self._map, _MASKS + _MASK.size * slot)
+            if wanted & bits and woken[kind] < count:
                 self.ring_slot(slot)
                 woken[kind] += kind != UNLIKE
             slot = find(byte, slot + 1, SLOTS)
