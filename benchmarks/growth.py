@@ -15,7 +15,6 @@ import sqlite3
 import statistics
 import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from celeriac.engines.base import Message
 from celeriac.engines.base import Outcome
 from celeriac.engines.base import Result
 from celeriac.engines.base import Worker
+from celeriac.template import new_task_id
 
 _QUEUE = "celery"
 _WORKER = "benchmark"
@@ -88,11 +88,11 @@ class Growing:
 
     def new_message(self) -> Message:
         """Return the message of a task of its own."""
-        return self._message._replace(task_id=str(uuid.uuid4()))
+        return self._message._replace(task_id=new_task_id())
 
     def new_result(self) -> Result:
         """Return the result of a task of its own."""
-        return self._result._replace(task_id=str(uuid.uuid4()))
+        return self._result._replace(task_id=new_task_id())
 
     def claim(self, limit: int) -> list[Delivery]:
         """Claim the oldest messages."""
