@@ -308,6 +308,7 @@ class Engine(abc.ABC):
         slot: int = ITSELF,
         tasks: Collection[str] | None = None,
         rates: Mapping[str, float] | None = None,
+        look: bool = True,
     ) -> list[Delivery]:
         """Take up to ``limit`` due messages out of ``queues``.
 
@@ -319,6 +320,8 @@ class Engine(abc.ABC):
         :param slot: which of the worker's children claims, said before by :meth:`attend`.
         :param tasks: claim only these tasks, and leave others waiting; ``None`` claims all.
         :param rates: seconds between two starts of a task, over all workers.
+        :param look: look first whether there is anything, so as to be in nobody's way in vain. Who
+            was just told that there is may leave it out.
         """
 
     @abc.abstractmethod

@@ -111,12 +111,13 @@ class SQLiteEngine(Engine):
         slot: int = ITSELF,
         tasks: Collection[str] | None = None,
         rates: Mapping[str, float] | None = None,
+        look: bool = True,
     ) -> list[Delivery]:
         if limit < 1:
             return []
         intake = Intake.of(queues, tasks, rates)
         # Looking costs no lock, so idle workers do not stand in the way of those who write.
-        if self._read(lambda db: self._choice.outlook(db, intake)) > 0:
+        if look and self._read(lambda db: self._choice.outlook(db, intake)) > 0:
             return []
         with self._write(durable=False) as db:
             now = time.time()

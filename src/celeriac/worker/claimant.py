@@ -156,6 +156,8 @@ class Claimant:
         self._rest: deque[Delivery] = deque()
         #: What was claimed at the door.
         self._ahead: list[Delivery] = []
+        #: Whether there should be something to claim.
+        self._expects = False
         #: When the orders were last looked at within a batch (monotonic seconds).
         self._looked = 0.0
         #: When the running task's soft time limit ends (monotonic seconds); 0 for never.
@@ -211,13 +213,14 @@ class Claimant:
         if self._is_stopping():
             return False
         try:
-            return self._engine.wait_for_messages(
+            self._expects = self._engine.wait_for_messages(
                 orders.queues,
                 timeout,
                 tasks=self._tasks,
                 rates=orders.rates,
                 place=(self._worker_id, self._slot),
             )
+            return self._expects
         except EngineError as exc:
             self._pause(exc)
             return False
@@ -234,14 +237,18 @@ class Claimant:
         limit = self._pace.limit
         if self._max_tasks is not None:
             limit = min(limit, self._max_tasks - self._done)
-        return self._engine.claim(
+        deliveries = self._engine.claim(
             orders.queues,
             limit,
             worker=self._worker_id,
             slot=self._slot,
             tasks=self._tasks,
             rates=orders.rates,
+            look=not self._expects,
         )
+        # A batch that is full is seldom the last one.
+        self._expects = len(deliveries) == limit
+        return deliveries
 
     def _run(self, deliveries: list[Delivery]) -> None:
         self._rest = deque(deliveries)
