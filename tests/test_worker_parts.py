@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from waiting import wait_until
 
 from celeriac.engines import open_engine
 from celeriac.engines.base import Worker
+from celeriac.worker.board import Activity
 from celeriac.worker.board import Board
 from celeriac.worker.child import _Pipe
 from celeriac.worker.child import _soft_limit_handler
@@ -40,6 +42,7 @@ from celeriac.worker.fence import is_safe
 from celeriac.worker.pool import Job
 from celeriac.worker.redelivery import Redelivery
 from celeriac.worker.request import Limits
+from celeriac.worker.stuck import Patience
 from celeriac.worker.thread import ThreadPool
 
 
@@ -279,24 +282,78 @@ def test_waiting_counts_as_time_of_a_task() -> None:
     assert 0.05 < stopwatch.read() - began < 5
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells for how long")
-def test_waiting_for_a_processor_does_not() -> None:
+SPIN = "import time\nprint(flush=True)\nwhile True: time.time()"
+SLEEP = "import time\nprint(flush=True)\ntime.sleep(60)"
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells for how long")
+
+
+@contextmanager
+def program(code: str, niceness: int = 0) -> Iterator[int]:
+    """Run a program that says when it has begun; yield its process id."""
+    command = ["nice", "-n", str(niceness), sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@contextmanager
+def busy_processor() -> Iterator[set[int]]:
+    """Share one processor with three programs that never rest; yield those allowed before."""
     allowed = os.sched_getaffinity(0)
-    spin = [sys.executable, "-c", "import time\nprint(flush=True)\nwhile True: time.time()"]
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        with ExitStack() as stack:
-            for _ in range(3):
-                other = stack.enter_context(subprocess.Popen(spin, stdout=subprocess.PIPE))
-                stack.callback(other.kill)
-                assert other.stdout is not None
-                other.stdout.readline()
-            stopwatch = Stopwatch()
-            began, began_at = stopwatch.read(), time.monotonic()
-            while time.monotonic() - began_at < 0.5:
-                pass
-            took = stopwatch.read() - began
-    finally:
-        os.sched_setaffinity(0, allowed)
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, allowed)
+        os.sched_setaffinity(0, {min(allowed)})
+        for _ in range(3):
+            stack.enter_context(program(SPIN))
+        yield allowed
+
+
+@only_linux
+def test_waiting_for_a_processor_does_not() -> None:
+    with busy_processor():
+        stopwatch = Stopwatch()
+        began, began_at = stopwatch.read(), time.monotonic()
+        while time.monotonic() - began_at < 0.5:
+            pass
+        took = stopwatch.read() - began
 
     assert took < 0.4
+
+
+# Who is stuck
+
+
+def is_over_after(seconds: float, pid: int, patience: Patience) -> bool:
+    """Say whether a process takes long that begins a task now, so much later."""
+    began = time.monotonic()
+    activity = Activity(pid, True, False, 2, 1, began, 0.0, 0.0, 0, (7,))
+    assert not patience.is_over(0, activity, began)
+    time.sleep(seconds)
+    return patience.is_over(0, activity, time.monotonic())
+
+
+@pytest.mark.parametrize("code", [SPIN, SLEEP])
+def test_a_task_that_computes_or_waits_is_stuck(code: str) -> None:
+    with program(code) as pid:
+        patience = Patience()
+
+        assert not is_over_after(0.001, pid, patience)
+        wait_until(lambda: is_over_after(0.05, pid, patience))
+
+
+@only_linux
+def test_a_task_that_lacks_a_processor_is_not() -> None:
+    with busy_processor() as allowed, program(SPIN, niceness=19) as pid:
+        os.sched_setaffinity(0, allowed)  # The one who looks is not to wait.
+        patience = Patience()
+
+        assert not any(is_over_after(0.05, pid, patience) for _ in range(5))
+
+
+def test_where_nothing_is_told_the_clock_decides(tmp_path: Path) -> None:
+    assert is_over_after(0.03, os.getpid(), Patience(tmp_path))
+    assert not is_over_after(0.001, os.getpid(), Patience(tmp_path))

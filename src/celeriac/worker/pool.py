@@ -35,12 +35,11 @@ from .redelivery import GRACE_OVER
 from .redelivery import TERMINATED
 from .redelivery import TIME_LIMIT
 from .shutdown import Shutdown
+from .stuck import STUCK
 from .trouble import tell
 
 logger = get_logger(__name__)
 
-#: A batch whose current task runs longer than this is handed to others (seconds).
-STUCK = 0.02
 #: Seconds between two looks at the board while something runs, and what each child adds to it.
 LOOK = 0.02
 LOOK_EACH = 0.0002
@@ -388,10 +387,14 @@ class Pool(BasePool):
                 self._enforce_limits(slot, activity, now)
             if slot in self._softening:
                 self._soften(slot, activity)
-            is_stuck = now - activity.began > STUCK or self.is_stopping()
-            if activity.held > 1 and not activity.halted and is_stuck:
-                self._release_rest(slot, activity.batch)
+            if activity.held > 1 and not activity.halted:
+                if self.is_stopping() or self._takes_long(slot, activity, now):
+                    self._release_rest(slot, activity.batch)
         return bool(running)
+
+    def _takes_long(self, slot: int, activity: Activity, now: float) -> bool:
+        """Say whether nothing is to wait behind the task of a slot."""
+        return now - activity.began > STUCK
 
     def _enforce_limits(self, slot: int, activity: Activity, now: float) -> None:
         child = self._children[slot]
