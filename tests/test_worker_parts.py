@@ -40,8 +40,13 @@ from celeriac.worker.fence import interrupt
 from celeriac.worker.fence import is_at_a_lock
 from celeriac.worker.fence import is_safe
 from celeriac.worker.pool import Job
+from celeriac.worker.pool import LOOK
+from celeriac.worker.pool import LOOK_IDLE
+from celeriac.worker.pool import LOOK_REST
+from celeriac.worker.pool import Pool
 from celeriac.worker.redelivery import Redelivery
 from celeriac.worker.request import Limits
+from celeriac.worker.shutdown import Shutdown
 from celeriac.worker.stuck import Patience
 from celeriac.worker.thread import ThreadPool
 
@@ -268,6 +273,42 @@ def test_signal_for_a_task_that_ended_meanwhile_spares_the_next(board: Board) ->
 
     pool.terminate_job(Job.of(board.read(0)), signal.SIGTERM)
     assert ended == [(8, signal.SIGTERM)]
+
+
+# How often the parent looks
+
+
+def test_parent_rests_when_nothing_ran_for_a_while(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pool = Pool(1)
+    pool.settings = cast("Settings", SimpleNamespace(board=board))
+    pool.shutdown = cast("Shutdown", SimpleNamespace(is_halted=True))
+    pool._children = {0: SimpleNamespace(why_dead=lambda: None)}
+
+    assert pool.tick() == LOOK_IDLE
+    assert not board.is_to_wake(1)
+    assert board.is_to_wake(2)
+
+    now += 6
+    assert pool.tick() == LOOK_REST
+    assert board.is_to_wake(1)
+
+    assert begin(board, 7)
+    assert pool.tick() == pytest.approx(LOOK, abs=0.01)
+    assert not board.is_to_wake(2)
+
+    # One that was too quick to be seen running counts as well.
+    board.end(0, "add")
+    now += 6
+    assert pool.tick() == LOOK_IDLE
+    assert begin(board, 8)
+    board.end(0, "add")
+    now += 6
+    assert pool.tick() == LOOK_IDLE
+    assert not board.is_to_wake(1)
 
 
 # The pace of a child
