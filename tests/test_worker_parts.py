@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from waiting import wait_until
 
 from celeriac.engines import open_engine
 from celeriac.engines.base import Worker
+from celeriac.worker.board import Activity
 from celeriac.worker.board import Board
 from celeriac.worker.child import _Pipe
 from celeriac.worker.child import _soft_limit_handler
@@ -38,8 +40,14 @@ from celeriac.worker.fence import interrupt
 from celeriac.worker.fence import is_at_a_lock
 from celeriac.worker.fence import is_safe
 from celeriac.worker.pool import Job
+from celeriac.worker.pool import LOOK
+from celeriac.worker.pool import LOOK_IDLE
+from celeriac.worker.pool import LOOK_REST
+from celeriac.worker.pool import Pool
 from celeriac.worker.redelivery import Redelivery
 from celeriac.worker.request import Limits
+from celeriac.worker.shutdown import Shutdown
+from celeriac.worker.stuck import Patience
 from celeriac.worker.thread import ThreadPool
 
 
@@ -267,6 +275,42 @@ def test_signal_for_a_task_that_ended_meanwhile_spares_the_next(board: Board) ->
     assert ended == [(8, signal.SIGTERM)]
 
 
+# How often the parent looks
+
+
+def test_parent_rests_when_nothing_ran_for_a_while(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pool = Pool(1)
+    pool.settings = cast("Settings", SimpleNamespace(board=board))
+    pool.shutdown = cast("Shutdown", SimpleNamespace(is_halted=True))
+    pool._children = {0: SimpleNamespace(why_dead=lambda: None)}
+
+    assert pool.tick() == LOOK_IDLE
+    assert not board.is_to_wake(1)
+    assert board.is_to_wake(2)
+
+    now += 6
+    assert pool.tick() == LOOK_REST
+    assert board.is_to_wake(1)
+
+    assert begin(board, 7)
+    assert pool.tick() == pytest.approx(LOOK, abs=0.01)
+    assert not board.is_to_wake(2)
+
+    # One that was too quick to be seen running counts as well.
+    board.end(0, "add")
+    now += 6
+    assert pool.tick() == LOOK_IDLE
+    assert begin(board, 8)
+    board.end(0, "add")
+    now += 6
+    assert pool.tick() == LOOK_IDLE
+    assert not board.is_to_wake(1)
+
+
 # The pace of a child
 
 
@@ -279,24 +323,78 @@ def test_waiting_counts_as_time_of_a_task() -> None:
     assert 0.05 < stopwatch.read() - began < 5
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells for how long")
-def test_waiting_for_a_processor_does_not() -> None:
+SPIN = "import time\nprint(flush=True)\nwhile True: time.time()"
+SLEEP = "import time\nprint(flush=True)\ntime.sleep(60)"
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells for how long")
+
+
+@contextmanager
+def program(code: str, niceness: int = 0) -> Iterator[int]:
+    """Run a program that says when it has begun; yield its process id."""
+    command = ["nice", "-n", str(niceness), sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@contextmanager
+def busy_processor() -> Iterator[set[int]]:
+    """Share one processor with three programs that never rest; yield those allowed before."""
     allowed = os.sched_getaffinity(0)
-    spin = [sys.executable, "-c", "import time\nprint(flush=True)\nwhile True: time.time()"]
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        with ExitStack() as stack:
-            for _ in range(3):
-                other = stack.enter_context(subprocess.Popen(spin, stdout=subprocess.PIPE))
-                stack.callback(other.kill)
-                assert other.stdout is not None
-                other.stdout.readline()
-            stopwatch = Stopwatch()
-            began, began_at = stopwatch.read(), time.monotonic()
-            while time.monotonic() - began_at < 0.5:
-                pass
-            took = stopwatch.read() - began
-    finally:
-        os.sched_setaffinity(0, allowed)
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, allowed)
+        os.sched_setaffinity(0, {min(allowed)})
+        for _ in range(3):
+            stack.enter_context(program(SPIN))
+        yield allowed
+
+
+@only_linux
+def test_waiting_for_a_processor_does_not() -> None:
+    with busy_processor():
+        stopwatch = Stopwatch()
+        began, began_at = stopwatch.read(), time.monotonic()
+        while time.monotonic() - began_at < 0.5:
+            pass
+        took = stopwatch.read() - began
 
     assert took < 0.4
+
+
+# Who is stuck
+
+
+def is_over_after(seconds: float, pid: int, patience: Patience) -> bool:
+    """Say whether a process takes long that begins a task now, so much later."""
+    began = time.monotonic()
+    activity = Activity(pid, True, False, 2, 1, began, 0.0, 0.0, 0, (7,))
+    assert not patience.is_over(0, activity, began)
+    time.sleep(seconds)
+    return patience.is_over(0, activity, time.monotonic())
+
+
+@pytest.mark.parametrize("code", [SPIN, SLEEP])
+def test_a_task_that_computes_or_waits_is_stuck(code: str) -> None:
+    with program(code) as pid:
+        patience = Patience()
+
+        assert not is_over_after(0.001, pid, patience)
+        wait_until(lambda: is_over_after(0.05, pid, patience))
+
+
+@only_linux
+def test_a_task_that_lacks_a_processor_is_not() -> None:
+    with busy_processor() as allowed, program(SPIN, niceness=19) as pid:
+        os.sched_setaffinity(0, allowed)  # The one who looks is not to wait.
+        patience = Patience()
+
+        assert not any(is_over_after(0.05, pid, patience) for _ in range(5))
+
+
+def test_where_nothing_is_told_the_clock_decides(tmp_path: Path) -> None:
+    assert is_over_after(0.03, os.getpid(), Patience(tmp_path))
+    assert not is_over_after(0.001, os.getpid(), Patience(tmp_path))

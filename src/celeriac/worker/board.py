@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,16 @@ _PID, _RUNNING, _HALT, _HELD, _COUNT, _BATCH, _BEGAN, _DONE = 0, 4, 8, 12, 16, 2
 _SOFTENED = 56
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
+
+
+class Watch(IntEnum):
+    """How often the parent looks at the board."""
+
+    #: It must be woken to notice a long task in time that others wait behind.
+    SELDOM = 0
+    OFTEN = 1
+    #: So seldom that it must be woken to notice any task in time.
+    RESTING = 2
 
 
 class Activity(NamedTuple):
@@ -140,9 +151,10 @@ class Board:
         activity = self.read(slot)
         return activity.running and activity.started[-1:] == (tag,)
 
-    def is_watched(self) -> bool:
-        """Say whether the parent looks often; if not, it must be woken to notice anything."""
-        return bool(_U32.unpack_from(self._map, self._watch)[0])
+    def is_to_wake(self, count: int) -> bool:
+        """Say whether the parent is to be woken by who claimed so many deliveries."""
+        watch = self._u32[self._watch // 4]
+        return watch == Watch.RESTING or (count > 1 and watch != Watch.OFTEN)
 
     def is_stopping(self) -> bool:
         """Say whether the worker was told to end; no task begins then."""
@@ -161,9 +173,9 @@ class Board:
 
     # The parent's side
 
-    def watch(self, often: bool) -> None:
-        """Say whether the parent looks often from now on."""
-        _U32.pack_into(self._map, self._watch, often)
+    def watch(self, watch: Watch) -> None:
+        """Say how often the parent looks from now on."""
+        self._u32[self._watch // 4] = watch
 
     def stop(self) -> None:
         """Let no task begin any more. Takes no lock, so that a signal's handler may call it."""
@@ -182,9 +194,14 @@ class Board:
         base = slot * _SLOT
         head = _HEAD.unpack_from(self._map, base)
         pid, running, halt, held, count, batch, began, soft, hard, done = head
-        started = struct.unpack_from(f"={min(count, STARTED)}Q", self._map, base + _TAGS)
+        tags = (base + _TAGS) // 8
+        started = tuple(self._u64[tags : tags + min(count, STARTED)]) if count else ()
         halted = halt == batch
         return Activity(pid, bool(running), halted, held, batch, began, soft, hard, done, started)
+
+    def is_running(self, slot: int) -> bool:
+        """Say whether the child of a slot runs a task."""
+        return bool(self._u32[(slot * _SLOT + _RUNNING) // 4])
 
     def totals(self) -> dict[str, int]:
         """Return how often each task was run."""

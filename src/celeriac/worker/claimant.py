@@ -256,8 +256,8 @@ class Claimant:
         self._requests.heed(revocations.stamps)
         began = self._stopwatch.read()
         self._board.hold(self._slot, len(deliveries))
-        if len(deliveries) > 1 and not self._board.is_watched():
-            # If the first takes long, the parent is to hand the others out.
+        if self._board.is_to_wake(len(deliveries)):
+            # To keep time limits and, if the first takes long, to hand the others out.
             self._engine.wake(self._worker_id, PARENT)
         # That the worker ends, the board says at each start.
         while self._rest and self._start(self._rest[0]):

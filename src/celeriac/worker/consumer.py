@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Collection
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from typing import cast
 
@@ -48,6 +49,7 @@ from .child import Settings
 from .chore import Chore
 from .claimant import Orders
 from .control import handlers
+from .native import original
 from .orphans import INIT
 from .orphans import Orphans
 from .picture import Picture
@@ -264,6 +266,14 @@ class Consumer(stock.Consumer):
     def _told_to_end(self, **kwargs: Any) -> None:
         """Let no task begin any more. Called in the handler of a signal."""
         self.pool.shutdown.begin()
+        if not self.pool.is_green:
+            # The loop sleeps, and a signal alone does not end that. In a thread, and one started
+            # without a lock, for the handler may have interrupted who holds the locks.
+            original("_thread", "start_new_thread")(self._wake, ())
+
+    def _wake(self) -> None:
+        with suppress(Exception):  # The loop may be gone; if it is not, it comes by itself.
+            self.engine.wake(self.id, PARENT)
 
     def register(self) -> None:
         """Tell the engine what this worker can run."""

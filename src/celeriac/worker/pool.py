@@ -25,6 +25,7 @@ from celeriac.engines import EngineError
 from .board import Activity
 from .board import PARENT
 from .board import SLOTS
+from .board import Watch
 from .child import Settings
 from .child import SIG_SOFT_LIMIT
 from .claimant import Orders
@@ -35,17 +36,20 @@ from .redelivery import GRACE_OVER
 from .redelivery import TERMINATED
 from .redelivery import TIME_LIMIT
 from .shutdown import Shutdown
+from .stuck import STUCK
 from .trouble import tell
 
 logger = get_logger(__name__)
 
-#: A batch whose current task runs longer than this is handed to others (seconds).
-STUCK = 0.02
 #: Seconds between two looks at the board while something runs, and what each child adds to it.
 LOOK = 0.02
 LOOK_EACH = 0.0002
 #: The same while nothing runs. A child that then claims several at once wakes its parent.
 LOOK_IDLE = 0.25
+#: The same when nothing has run for :data:`REST_AFTER` seconds. A child that claims then wakes its
+#: parent in any case.
+LOOK_REST = 0.5
+REST_AFTER = 5.0
 #: Time that the store buffers of other processors surely need to drain (seconds); see
 #: :meth:`Board.begin`.
 SETTLE = 0.001
@@ -127,6 +131,8 @@ class Pool(BasePool):
         self._lock = threading.RLock()
         #: Tags of deliveries, by their slots, in which the soft time limit is to be raised.
         self._softening: dict[int, int] = {}
+        #: When something last ran, as far as was seen (monotonic seconds), and how much had run.
+        self._busy_at, self._done = time.monotonic(), 0
         #: When to deal with the dead again, after that failed (monotonic seconds).
         self._reap_at = 0.0
 
@@ -148,12 +154,14 @@ class Pool(BasePool):
         with self._lock:
             self._reap()
             if self._look():
+                self.ready().board.watch(Watch.OFTEN)
                 return LOOK + LOOK_EACH * len(self._children)
         # Said before the look that it depends on: a child that begins after it wakes us.
-        self.ready().board.watch(False)
+        rests = time.monotonic() - self._busy_at > REST_AFTER
+        self.ready().board.watch(Watch.RESTING if rests else Watch.SELDOM)
         if not self.is_busy():
-            return LOOK_IDLE
-        self.ready().board.watch(True)
+            return LOOK_REST if rests else LOOK_IDLE
+        self.ready().board.watch(Watch.OFTEN)
         return LOOK
 
     @property
@@ -163,7 +171,8 @@ class Pool(BasePool):
 
     def count_running(self) -> int:
         """Return how many tasks run."""
-        return sum(activity.running for _, activity in self.activities())
+        board = self.settings and self.settings.board
+        return sum(map(board.is_running, self._children)) if board else 0
 
     def is_busy(self) -> bool:
         """Say whether a task runs."""
@@ -380,18 +389,32 @@ class Pool(BasePool):
         self._fill()
 
     def _look(self) -> bool:
-        """Keep time limits, and hand out what waits behind a long task; say whether any runs."""
+        """Look at all children; say whether any runs a task."""
         now = time.monotonic()
-        running = [each for each in self.activities() if each[1].running]
-        for slot, activity in running:
-            if activity.soft_deadline or activity.hard_deadline:
-                self._enforce_limits(slot, activity, now)
-            if slot in self._softening:
-                self._soften(slot, activity)
-            is_stuck = now - activity.began > STUCK or self.is_stopping()
-            if activity.held > 1 and not activity.halted and is_stuck:
+        seen = list(self.activities())
+        for slot, activity in seen:
+            self._look_at(slot, activity, now)
+        is_busy = any(activity.running for _, activity in seen)
+        done = sum(activity.done for _, activity in seen)
+        if is_busy or done != self._done:
+            self._busy_at, self._done = now, done
+        return is_busy
+
+    def _look_at(self, slot: int, activity: Activity, now: float) -> None:
+        """Keep time limits, and hand out what waits behind a long task."""
+        if not activity.running:
+            return
+        if activity.soft_deadline or activity.hard_deadline:
+            self._enforce_limits(slot, activity, now)
+        if slot in self._softening:
+            self._soften(slot, activity)
+        if activity.held > 1 and not activity.halted:
+            if self.is_stopping() or self._takes_long(slot, activity, now):
                 self._release_rest(slot, activity.batch)
-        return bool(running)
+
+    def _takes_long(self, slot: int, activity: Activity, now: float) -> bool:
+        """Say whether nothing is to wait behind the task of a slot."""
+        return now - activity.began > STUCK
 
     def _enforce_limits(self, slot: int, activity: Activity, now: float) -> None:
         child = self._children[slot]

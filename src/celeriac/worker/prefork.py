@@ -34,6 +34,7 @@ from .spawn import Inherited
 from .spawn import Luggage
 from .spawn import NO_APP
 from .spawn import run_spawned
+from .stuck import Patience
 from .trouble import DAMAGED
 
 #: How long a process that is to end may take to record what it ended before (seconds).
@@ -182,6 +183,7 @@ class ProcessPool(Pool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._kills = KernelKills()
+        self._patience = Patience()
 
     def prepare(self, settings: Settings, orders: Orders) -> None:
         # Or the first full collection would touch, and so copy, all that the children share with
@@ -206,10 +208,15 @@ class ProcessPool(Pool):
         is_busy = super()._look()
         if is_busy:
             self._kills.look()
-        for slot, activity in self.activities():
-            runs = activity.running and activity.started
-            self._children[slot].footprint.look(activity.started[-1] if runs else None)
         return is_busy
+
+    def _look_at(self, slot: int, activity: Activity, now: float) -> None:
+        super()._look_at(slot, activity, now)
+        runs = activity.running and activity.started
+        self._children[slot].footprint.look(activity.started[-1] if runs else None)
+
+    def _takes_long(self, slot: int, activity: Activity, now: float) -> bool:
+        return self._patience.is_over(slot, activity, now)
 
     def _end(self, slot: int, activity: Activity, signum: int, reason: str) -> None:
         """End the process, unless its task ended meanwhile: the next one is not meant.
