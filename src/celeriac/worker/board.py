@@ -33,6 +33,8 @@ _TAGS = 64
 _SLOT = _TAGS + 8 * STARTED
 _PID, _RUNNING, _HALT, _HELD, _COUNT, _BATCH, _BEGAN, _DONE = 0, 4, 8, 12, 16, 20, 24, 48
 _SOFTENED = 56
+#: The byte of "runs a task" that is not zero.
+_RUNNING_BYTE = _RUNNING + struct.pack("=I", 1).index(1)
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 
@@ -182,9 +184,18 @@ class Board:
         base = slot * _SLOT
         head = _HEAD.unpack_from(self._map, base)
         pid, running, halt, held, count, batch, began, soft, hard, done = head
-        started = struct.unpack_from(f"={min(count, STARTED)}Q", self._map, base + _TAGS)
+        tags = f"={min(count, STARTED)}Q"
+        started = struct.unpack_from(tags, self._map, base + _TAGS) if count else ()
         halted = halt == batch
         return Activity(pid, bool(running), halted, held, batch, began, soft, hard, done, started)
+
+    def running(self) -> list[int]:
+        """Return the slots in which a task runs: a look that costs little, however many there are.
+
+        It may be the last one of a child that is no more.
+        """
+        flags = self._map[_RUNNING_BYTE : self.slots * _SLOT : _SLOT]
+        return [slot for slot, flag in enumerate(flags) if flag] if any(flags) else []
 
     def totals(self) -> dict[str, int]:
         """Return how often each task was run."""

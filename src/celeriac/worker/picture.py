@@ -76,8 +76,8 @@ class Picture:
         """Yield Celery's request for each claimed task, and who runs it, if anybody does."""
         running = {
             activity.started[-1]: activity
-            for _, activity in self._consumer.pool.activities()
-            if activity.running and activity.started
+            for _, activity in self._consumer.pool.running()
+            if activity.started
         }
         for info in claimed:
             request = self._as_request(info)
