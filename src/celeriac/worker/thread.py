@@ -18,6 +18,7 @@ from celery.utils.log import get_logger
 from celeriac.exceptions import EngineDamagedError
 
 from . import fence
+from . import files
 from .child import make_claimant
 from .child import Settings
 from .claimant import Claimant
@@ -172,6 +173,14 @@ class ThreadPool(Pool):
         super().__init__(*args, **options)
         self._door = Door()
         self._given_up: list[ThreadChild] = []
+
+    def prepare(self, settings: Settings, orders: Orders) -> None:
+        files.allow(self.limit)
+        super().prepare(settings, orders)
+
+    def grow(self, n: int = 1) -> None:
+        super().grow(n)
+        files.allow(self.limit)
 
     def start_child(self, slot: int) -> Child:
         return self.child_class(self.ready(), slot, self.orders, self._door, self._given_up.append)
