@@ -25,11 +25,15 @@ from pathlib import Path
 from typing import Any
 from typing import TypeVar
 
+from .base import Completion
 from .base import EngineConfigurationError
 from .base import EngineDamagedError
 from .base import EngineError
+from .base import Message
+from .base import Outcome
 from .bell import Bell
 from .bell import Sleeper
+from .group_commit import GroupCommit
 from .migrations import migrate
 from .migrations import verify
 from .place import no_room
@@ -37,7 +41,6 @@ from .place import Place
 from .place import prepare
 from .place import unwritable
 from .presence import Presence
-from .publishers import Publishers
 
 T = TypeVar("T")
 
@@ -192,8 +195,9 @@ class Connections:
         self._local = _thread_local()
         #: Held by the one of this process who writes. Taken before the lock of a connection.
         self.turn = threading.RLock()
-        #: Those of this process who publish.
-        self.publishers = Publishers()
+        #: Those of this process who publish, and those who complete what they ran.
+        self.publishers: GroupCommit[Message, None] = GroupCommit()
+        self.completers: GroupCommit[Outcome, Completion] = GroupCommit()
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._held: list[Connection] = []
 
