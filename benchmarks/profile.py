@@ -26,7 +26,7 @@ from benchmarks.contenders import BY_NAME
 from celeriac import template
 from celeriac.context import app_context
 from celeriac.engines.base import Worker
-from celeriac.engines.publishers import Publishers
+from celeriac.engines.group_commit import GroupCommit
 from celeriac.envelope import Envelope
 from celeriac.publish import EngineProducer
 from celeriac.template import Template
@@ -180,7 +180,7 @@ def _claimant(celery: Any, folder: Path) -> Claimant:
 def _phases_of_short_calls(celery: Any) -> list[Phase]:
     # A stopwatch on Celery's own functions would send all calls the long way.
     return [
-        (Publishers, "publish", "store the message, and commit"),
+        (GroupCommit, "commit", "store the message, and commit"),
         (type(celery.backend.engine), "publish", "wake who waits"),
         (template, "_way", "see that nobody looks in"),
         (Template, "message", "fill in the template"),

@@ -34,6 +34,7 @@ from celeriac.worker.child import Settings
 from celeriac.worker.claimant import Claimant
 from celeriac.worker.claimant import Orders
 from celeriac.worker.claimant import Stopwatch
+from celeriac.worker.door import Door
 from celeriac.worker.fence import Abandoned
 from celeriac.worker.fence import Fence
 from celeriac.worker.fence import interrupt
@@ -106,6 +107,57 @@ def test_next_child_of_a_slot_goes_on_counting(board: Board) -> None:
 
     assert (board.read(0).pid, board.read(0).started) == (1235, ())
     assert board.totals() == {"mul": 1}
+
+
+def test_board_tells_where_a_task_runs(tmp_path: Path) -> None:
+    board = Board(tmp_path / "board", ["add"], slots=1000)
+    for slot in (0, 3, 999):
+        board.enter(slot, slot)
+        board.hold(slot, 1)
+        board.begin(slot, 7, time.monotonic(), 0.0, 0.0)
+    board.end(3, "add")
+
+    assert board.running() == [0, 999]
+    board.close()
+
+
+def test_who_came_to_the_door_last_is_the_next() -> None:
+    door, came = Door(), list[str]()
+    assert door.enter(10)
+
+    def wait(name: str) -> None:
+        if door.enter(10):
+            came.append(name)
+            door.leave()
+
+    threads = [threading.Thread(target=wait, args=(name,)) for name in "abc"]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        wait_until(lambda number=number: len(door) == number, 10)
+    door.leave()
+    for thread in threads:
+        thread.join()
+
+    assert came == ["c", "b", "a"]
+    assert door.enter(0)
+
+
+def test_those_at_the_door_are_called_and_do_not_wait_for_ever() -> None:
+    door, came = Door(), list[bool]()
+    assert door.enter(10)
+    threads = [threading.Thread(target=lambda: came.append(door.enter(10))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(door) == 3, 10)
+
+    door.call()
+    for thread in threads:
+        thread.join()
+
+    assert came == [False] * 3
+    assert not door.enter(0.01)
+    door.leave()
+    assert door.enter(0.01)
 
 
 def test_orders_larger_than_a_pipe_arrive_piece_by_piece() -> None:

@@ -29,6 +29,7 @@ from celeriac.engines.base import Action
 from celeriac.engines.base import Aside
 from celeriac.engines.base import Binding
 from celeriac.engines.base import ChordPart
+from celeriac.engines.base import Completion
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Entry
 from celeriac.engines.base import Message
@@ -379,6 +380,29 @@ class TestCompleting:
 
         assert completion.recorded == {delivery.tag}
         assert engine.list_tasks() == []
+
+    def test_threads_that_complete_at_once_are_told_of_their_own(self, engine: Engine) -> None:
+        publish(engine, *map(str, range(64)))
+        deliveries = claim(engine)
+        for delivery in deliveries:
+            engine.set_chord_size(delivery.task_id, 1)
+        lost, *held = deliveries
+        engine.redeliver([lost], died=False)
+
+        def complete(delivery: Delivery) -> Completion:
+            name = delivery.task_id
+            parts = [part(name, 0, group=name)]
+            return engine.complete([Outcome(delivery, results=[success(name)], parts=parts)])
+
+        with ThreadPoolExecutor(16) as threads:
+            completions = dict(zip(deliveries, threads.map(complete, deliveries), strict=True))
+
+        assert completions.pop(lost) == Completion(frozenset(), [])
+        for delivery, completion in completions.items():
+            assert completion.recorded == {delivery.tag}
+            assert [chord.group_id for chord in completion.chords] == [delivery.task_id]
+        names = [delivery.task_id for delivery in held]
+        assert engine.get_results([*names, lost.task_id]) == {name: success(name) for name in names}
 
     def test_all_that_an_outcome_holds_is_recorded(self, engine: Engine) -> None:
         publish(engine, "a")

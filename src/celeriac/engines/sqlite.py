@@ -2,8 +2,8 @@
 
 Reading order: :class:`SQLiteEngine` is the seam's operations, each a transaction
 (:mod:`.transactions`) over the statements of ``sql/sqlite/queries.sql``; :mod:`.connections` is
-how a thread gets its connection and how a fork is survived; :mod:`.publishers` lets threads commit
-together; :mod:`.choice` is what a claim takes, and :mod:`.lanes` what it takes from;
+how a thread gets its connection and how a fork is survived; :mod:`.group_commit` lets threads
+commit together; :mod:`.choice` is what a claim takes, and :mod:`.lanes` what it takes from;
 :mod:`.chords` counts, :mod:`.dead` sets aside, :mod:`.workers` knows who is there, and
 :mod:`.upkeep` deletes what is over; and what belongs to the machine rather than the file, who
 sleeps and who lives, is in :mod:`.bell` and :mod:`.presence`.
@@ -99,7 +99,7 @@ class SQLiteEngine(Engine):
     # Messages
 
     def publish(self, messages: Sequence[Message]) -> None:
-        self._connections.publishers.publish(messages, self._commit)
+        self._connections.publishers.commit(messages, self._publish)
         self._ring_queues(messages)
 
     def claim(
@@ -128,21 +128,11 @@ class SQLiteEngine(Engine):
     def complete(self, outcomes: Sequence[Outcome]) -> Completion:
         if not outcomes:
             return Completion(frozenset(), ())
-        with self._write() as db:
-            held = self._end_claims(db, [outcome.delivery for outcome in outcomes])
-            recorded = [outcome for outcome in outcomes if outcome.delivery.tag in held]
-            self._settle(db, recorded)
-            results = [result for outcome in recorded for result in outcome.results]
-            messages = [message for outcome in recorded for message in outcome.messages]
-            parts = [part for outcome in recorded for part in outcome.parts]
-            self._store(db, results)
-            self._insert(db, messages)
-            self._chords.size(db, [size for outcome in recorded for size in outcome.sizes])
-            chords = [part for part in parts if self._chords.join(db, part)]
-        self._ring_results(results)
-        self._ring_queues(messages)
-        self._ring_queues([each.delivery for each in recorded if each.action is Action.REQUEUE])
-        return Completion(frozenset(held), chords)
+        all_of_them = self._connections.completers.commit(outcomes, self._complete)
+        tags = {outcome.delivery.tag for outcome in outcomes}
+        parts = {part for outcome in outcomes for part in outcome.parts}
+        chords = [part for part in all_of_them.chords if part in parts]
+        return Completion(all_of_them.recorded & tags, chords)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         with self._write(durable=False) as db:
@@ -445,10 +435,28 @@ class SQLiteEngine(Engine):
 
     # Steps of the transactions above
 
-    def _commit(self, messages: Sequence[Message], then: Callable[[], None]) -> None:
+    def _publish(self, messages: Sequence[Message], then: Callable[[None], None]) -> None:
         durable = any(not message.transient for message in messages)
-        with self._write(durable, then) as db:
+        with self._write(durable, lambda: then(None)) as db:
             self._insert(db, messages)
+
+    def _complete(self, outcomes: Sequence[Outcome], then: Callable[[Completion], None]) -> None:
+        completion = Completion(frozenset(), ())
+        with self._write(then=lambda: then(completion)) as db:
+            held = self._end_claims(db, [outcome.delivery for outcome in outcomes])
+            recorded = [outcome for outcome in outcomes if outcome.delivery.tag in held]
+            self._settle(db, recorded)
+            results = [result for outcome in recorded for result in outcome.results]
+            messages = [message for outcome in recorded for message in outcome.messages]
+            parts = [part for outcome in recorded for part in outcome.parts]
+            self._store(db, results)
+            self._insert(db, messages)
+            self._chords.size(db, [size for outcome in recorded for size in outcome.sizes])
+            chords = [part for part in parts if self._chords.join(db, part)]
+            completion = Completion(held, chords)
+        self._ring_results(results)
+        self._ring_queues(messages)
+        self._ring_queues([each.delivery for each in recorded if each.action is Action.REQUEUE])
 
     def _insert(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
         now = time.time()

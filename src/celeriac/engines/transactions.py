@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -39,13 +40,14 @@ class Transactions:
             most do that strike at all: that is where the disk is waited for.
         """
         connection = self._connections.get()
-        with connection.lock:
+        came = time.monotonic()
+        with self._connections.turn, connection.lock:
             begun = False
             # All of it inside: a time limit may interrupt at any point, and a transaction left
             # open would lock out everyone.
             try:
                 connection.follow()
-                connection.begin(durable and self._place.full)
+                connection.begin(durable and self._place.full, came)
                 begun = True
                 yield connection.db
                 connection.commit()

@@ -34,6 +34,8 @@ _TAGS = 64
 _SLOT = _TAGS + 8 * STARTED
 _PID, _RUNNING, _HALT, _HELD, _COUNT, _BATCH, _BEGAN, _DONE = 0, 4, 8, 12, 16, 20, 24, 48
 _SOFTENED = 56
+#: The byte of "runs a task" that is not zero.
+_RUNNING_BYTE = _RUNNING + struct.pack("=I", 1).index(1)
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 
@@ -199,9 +201,17 @@ class Board:
         halted = halt == batch
         return Activity(pid, bool(running), halted, held, batch, began, soft, hard, done, started)
 
-    def is_running(self, slot: int) -> bool:
-        """Say whether the child of a slot runs a task."""
-        return bool(self._u32[(slot * _SLOT + _RUNNING) // 4])
+    def running(self) -> list[int]:
+        """Return the slots in which a task runs: a look that costs little, however many there are.
+
+        It may be the last one of a child that is no more.
+        """
+        flags = self._map[_RUNNING_BYTE : self.slots * _SLOT : _SLOT]
+        return [slot for slot, flag in enumerate(flags) if flag] if any(flags) else []
+
+    def done(self) -> int:
+        """Return how many tasks were run."""
+        return sum(self._u64[_DONE // 8 : self.slots * _SLOT // 8 : _SLOT // 8])
 
     def totals(self) -> dict[str, int]:
         """Return how often each task was run."""

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from .board import Board
 from .claimant import Claimant
 from .claimant import Orders
 from .completion import Completer
+from .door import Door
 from .memory import Growth
 from .request import Limits
 from .request import Requests
@@ -71,7 +71,7 @@ def make_claimant(
     orders: Callable[[], Orders],
     *,
     pid: int,
-    door: threading.Lock | None = None,
+    door: Door | None = None,
 ) -> Claimant:
     """Put one child's loop together.
 

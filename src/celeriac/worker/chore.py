@@ -15,7 +15,7 @@ logger = get_logger(__name__)
 
 
 class Chore:
-    """Something to do every so often, or sooner if it answers in how many seconds."""
+    """Something to do every so often, or when it answers in how many seconds."""
 
     def __init__(
         self, interval: float, action: Callable[[], float | None], *, first: float | None = None
@@ -30,9 +30,9 @@ class Chore:
             return
         self._due = time.monotonic() + self._interval
         try:
-            sooner = self._action()
-            if sooner is not None:
-                self._due = time.monotonic() + sooner
+            nap = self._action()
+            if nap is not None:
+                self._due = time.monotonic() + nap
         except EngineError as exc:
             tell(logger, "%s", exc)
         except Exception:

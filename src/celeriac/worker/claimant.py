@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from celery.utils.log import get_logger
 
+from celeriac import greenlets
 from celeriac.engines import Engine
 from celeriac.engines import EngineError
 from celeriac.engines.base import Delivery
@@ -31,6 +32,7 @@ from .board import Board
 from .board import PARENT
 from .completion import Completer
 from .completion import LIMIT
+from .door import Door
 from .fence import Abandoned
 from .fence import Fence
 from .memory import Growth
@@ -48,8 +50,9 @@ RETRY = 0.5
 GRACE = 30.0
 #: How old orders may be when a task of a batch starts (seconds). Reading them is a system call.
 AGE = 0.001
-#: After how long a child that waits for its turn to wait looks at its orders (seconds).
-TURN = 5.0
+#: After how long a child that waits for its turn to wait looks by itself (seconds): the floor under
+#: a turn that was lost.
+TURN = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,20 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
+        self._file: int | None = None
+
+    def _open(self) -> int:
+        if greenlets.are_threads():
+            return -1  # It would be that of all of them.
         try:
-            self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+            return os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # Only Linux tells, and not every one.
-            self._file = -1
+            return -1
 
     def read(self) -> float:
         """Return what stands on it (seconds)."""
+        if self._file is None:
+            self._file = self._open()  # By the thread that it is for.
         now = time.monotonic()
         if self._file < 0:
             return now
@@ -110,7 +120,7 @@ class Stopwatch:
         return now - int(os.pread(self._file, 64, 0).split()[1]) / 1e9
 
     def __del__(self) -> None:
-        if self._file >= 0:
+        if self._file is not None and self._file >= 0:
             os.close(self._file)
 
 
@@ -118,8 +128,7 @@ class Claimant:
     """One child's loop.
 
     :param orders: returns the parent's newest orders; asked before each claim.
-    :param door: lets one of those who share it wait at a time. A message then wakes one thread,
-        and the next in turn looks only when that one has claimed.
+    :param door: where those who share it wait for their turn to wait.
     :param max_tasks: end after so many tasks.
     :param growth: end after the batch that makes it too much.
     """
@@ -134,7 +143,7 @@ class Claimant:
         tasks: frozenset[str],
         orders: Callable[[], Orders],
         *,
-        door: threading.Lock | None = None,
+        door: Door | None = None,
         max_tasks: int | None = None,
         growth: Growth | None = None,
     ) -> None:
@@ -147,6 +156,8 @@ class Claimant:
         self._tasks = tasks
         self._orders = orders
         self._door = door
+        #: Whether it waits for its turn to wait, and so gives no signs of life.
+        self.rests = False
         self._max_tasks = max_tasks
         self._growth = growth
         self._pace = Pace()
@@ -201,12 +212,21 @@ class Claimant:
             return
         if self._door is None:
             self._sleep(timeout)
-        elif self._door.acquire(timeout=TURN):
+        elif self._comes_to(self._door):
             try:
-                if self._sleep(timeout):
+                # Often there is more: many were sent together, and who woke took one.
+                self._claim_ahead()
+                if not self._ahead and self._sleep(timeout):
                     self._claim_ahead()
             finally:
-                self._door.release()
+                self._door.leave()
+
+    def _comes_to(self, door: Door) -> bool:
+        self.rests = True
+        try:
+            return door.enter(TURN)
+        finally:
+            self.rests = False
 
     def _sleep(self, timeout: float) -> bool:
         orders = self._orders()

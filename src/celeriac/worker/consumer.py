@@ -72,8 +72,10 @@ TAKE_OVER = 0.25
 UPKEEP = 5.0
 #: Seconds to wait when the database refused.
 PAUSE = 0.25
-#: Seconds between two refreshments of Celery's picture of the worker.
+#: Seconds between two refreshments of Celery's picture of the worker, and the share of a processor
+#: that they may take: where a thousand tasks run at once, each of them takes a tenth of a second.
 PICTURE = 2.0
+PICTURE_SHARE = 0.02
 #: Seconds between two clean-ups, and until the next one when more is left to delete. The first
 #: comes soon, or workers that never live long would never clean up.
 MAINTENANCE = 30.0
@@ -226,7 +228,7 @@ class Consumer(stock.Consumer):
         self._chores = [
             Chore(TAKE_OVER, redelivery.take_over),
             # Celery's heartbeat events tell how much runs and ran.
-            Chore(PICTURE, self.picture.refresh),
+            Chore(PICTURE, self._refresh_picture),
             Chore(MAINTENANCE, self.maintain, first=1.0),
             Chore(MAINTENANCE, redelivery.remove_boards),
             Chore(CHORD, self._dispatch_chords),
@@ -352,6 +354,11 @@ class Consumer(stock.Consumer):
         engines = {self.engine, getattr(self.app.backend, "engine", self.engine)}
         more = [engine.maintain(time.time()) for engine in engines]
         return MAINTENANCE_GOES_ON if any(more) else None
+
+    def _refresh_picture(self) -> float:
+        began = time.thread_time()
+        self.picture.refresh()
+        return max(PICTURE, (time.thread_time() - began) / PICTURE_SHARE)
 
     def _dispatch_chords(self) -> None:
         for part in self.engine.ready_chords(time.time() - CHORD):

@@ -25,6 +25,9 @@ from .board import Board
 from .pool import Job
 from .request import as_message
 
+#: More than the children of any worker hold.
+ALL = 1_000_000
+
 
 class Picture:
     """What one worker holds and runs.
@@ -70,14 +73,14 @@ class Picture:
     def claimed(self) -> list[TaskInfo]:
         """Return what the worker's children hold."""
         engine: Engine = self._consumer.engine
-        return engine.list_tasks(worker=self._consumer.id, status="claimed")
+        return engine.list_tasks(worker=self._consumer.id, status="claimed", limit=ALL)
 
     def running(self, claimed: Iterable[TaskInfo]) -> Iterator[tuple[Request, Activity | None]]:
         """Yield Celery's request for each claimed task, and who runs it, if anybody does."""
         running = {
             activity.started[-1]: activity
-            for _, activity in self._consumer.pool.activities()
-            if activity.running and activity.started
+            for _, activity in self._consumer.pool.running()
+            if activity.started
         }
         for info in claimed:
             request = self._as_request(info)

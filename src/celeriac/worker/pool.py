@@ -171,12 +171,11 @@ class Pool(BasePool):
 
     def count_running(self) -> int:
         """Return how many tasks run."""
-        board = self.settings and self.settings.board
-        return sum(map(board.is_running, self._children)) if board else 0
+        return sum(1 for _ in self.running())
 
     def is_busy(self) -> bool:
         """Say whether a task runs."""
-        return self.count_running() > 0
+        return any(True for _ in self.running())
 
     def is_stopping(self) -> bool:
         """Say whether the children are to end, all of them."""
@@ -195,16 +194,19 @@ class Pool(BasePool):
 
     def end_running(self, reason: str) -> None:
         """End what runs, where that is possible without ending the worker itself."""
-        for slot, activity in self.activities():
-            if activity.running:
-                # For info: what becomes of it is told with its name (:mod:`.redelivery`).
-                logger.info("Ending the task of process %s: %s", activity.pid, reason)
-                self._end(slot, activity, signal.SIGKILL, reason)
+        for slot, activity in self.running():
+            # For info: what becomes of it is told with its name (:mod:`.redelivery`).
+            logger.info("Ending the task of process %s: %s", activity.pid, reason)
+            self._end(slot, activity, signal.SIGKILL, reason)
 
     def has_entered(self, slot: int, activity: Activity) -> bool:
         """Say whether a slot's child has begun to look for work."""
         child = self._children.get(slot)
         return child is not None and child.pid == activity.pid
+
+    def rests(self, slot: int) -> bool:
+        """Say whether a slot's child waits for another child, which looks for work."""
+        return False
 
     def replace(self, slot: int, reason: str) -> bool:
         """Have a child that hangs end, and another take its place; say whether that can be done.
@@ -232,6 +234,14 @@ class Pool(BasePool):
             for slot in self.slots():
                 yield slot, self.settings.board.read(slot)
 
+    def running(self) -> Iterator[tuple[int, Activity]]:
+        """Yield slot and activity of each child that runs a task."""
+        if self.settings is not None:
+            for slot in self.settings.board.running():
+                activity = self.settings.board.read(slot)
+                if activity.running and slot in self._children:
+                    yield slot, activity
+
     def slots(self) -> list[int]:
         """Return the slots that have a child."""
         return sorted(self._children)
@@ -255,8 +265,8 @@ class Pool(BasePool):
         revocation; a thread whose task does not end is replaced.
         """
         signum = signal or 15
-        for slot, activity in self.activities():
-            if activity.pid != pid or not activity.running:
+        for slot, activity in self.running():
+            if activity.pid != pid:
                 continue
             if isinstance(pid, Job) and activity.started[-1:] != (pid.tag,):
                 continue  # It ended meanwhile, and the next one is not meant.
@@ -280,7 +290,7 @@ class Pool(BasePool):
         """Let ``n`` children finish and end; idle ones first."""
         with self._lock:
             self.limit = max(0, self.limit - n)
-            busy = {slot for slot, activity in self.activities() if activity.running}
+            busy = {slot for slot, _ in self.running()}
             staying = [slot for slot in self.slots() if slot not in self._leaving]
             surplus = max(0, len(staying) - self.limit)
             self._leaving.update(sorted(staying, key=busy.__contains__)[:surplus])
@@ -391,19 +401,16 @@ class Pool(BasePool):
     def _look(self) -> bool:
         """Look at all children; say whether any runs a task."""
         now = time.monotonic()
-        seen = list(self.activities())
-        for slot, activity in seen:
+        running = list(self.running())
+        for slot, activity in running:
             self._look_at(slot, activity, now)
-        is_busy = any(activity.running for _, activity in seen)
-        done = sum(activity.done for _, activity in seen)
-        if is_busy or done != self._done:
+        done = self.ready().board.done()
+        if running or done != self._done:
             self._busy_at, self._done = now, done
-        return is_busy
+        return bool(running)
 
     def _look_at(self, slot: int, activity: Activity, now: float) -> None:
         """Keep time limits, and hand out what waits behind a long task."""
-        if not activity.running:
-            return
         if activity.soft_deadline or activity.hard_deadline:
             self._enforce_limits(slot, activity, now)
         if slot in self._softening:

@@ -18,10 +18,12 @@ from celery.utils.log import get_logger
 from celeriac.exceptions import EngineDamagedError
 
 from . import fence
+from . import files
 from .child import make_claimant
 from .child import Settings
 from .claimant import Claimant
 from .claimant import Orders
+from .door import Door
 from .fence import Abandoned
 from .pool import Child
 from .pool import Pool
@@ -48,7 +50,7 @@ class ThreadChild:
         settings: Settings,
         slot: int,
         orders: Orders,
-        door: threading.Lock | None,
+        door: Door | None,
         given_up: Callable[[ThreadChild], None],
     ) -> None:
         self._settings, self._slot, self._orders, self._door = settings, slot, orders, door
@@ -56,6 +58,8 @@ class ThreadChild:
         self.pid = 0
         self.soft_sent = 0.0
         self._claimant: Claimant | None = None
+        #: Whether its loop is over.
+        self._is_over = False
         #: Why it was given up, and when.
         self._reason = ""
         self._since = 0.0
@@ -80,6 +84,8 @@ class ThreadChild:
             pass
         except EngineDamagedError as exc:
             tell(logger, "%s", exc)
+        finally:
+            self._is_over = True
 
     def _attend(self) -> Claimant:
         self.pid = self._own_pid()
@@ -99,6 +105,11 @@ class ThreadChild:
         assert self._claimant is not None
         return self._claimant
 
+    @property
+    def rests(self) -> bool:
+        """Whether it waits for another thread, which looks for work."""
+        return self._claimant is not None and self._claimant.rests
+
     def tell(self, orders: Orders) -> None:
         self._orders = orders
 
@@ -114,7 +125,7 @@ class ThreadChild:
             self.claimant.completer.close()  # Records what it finished before.
             return self._reason
         # Told to end, or ended by its task: `sys.exit()` ends only a thread.
-        return None if self.alive else f"thread {self.name} ended"
+        return f"thread {self.name} ended" if self._is_over else None
 
     def close(self) -> None:
         if self._reason and self.insist():
@@ -160,14 +171,30 @@ class ThreadPool(Pool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._door = threading.Lock()
+        self._door = Door()
         self._given_up: list[ThreadChild] = []
+
+    def prepare(self, settings: Settings, orders: Orders) -> None:
+        files.allow(self.limit)
+        super().prepare(settings, orders)
+
+    def grow(self, n: int = 1) -> None:
+        super().grow(n)
+        files.allow(self.limit)
 
     def start_child(self, slot: int) -> Child:
         return self.child_class(self.ready(), slot, self.orders, self._door, self._given_up.append)
 
     def process_of(self, child: Child) -> int:
         return os.getpid()
+
+    def rests(self, slot: int) -> bool:
+        child = self._children.get(slot)
+        return child is not None and bool(child.rests)
+
+    def tell(self) -> None:
+        super().tell()
+        self._door.call()
 
     @property
     def goes_on(self) -> bool:

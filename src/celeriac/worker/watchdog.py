@@ -25,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 from typing import NamedTuple
@@ -223,7 +224,7 @@ class Watchdog:
     # Children
 
     def _look_at_children(self) -> None:
-        seen = list(self._consumer.pool.activities())
+        seen = list(self._awake())
         looking = False
         for slot, activity in seen:
             still = self._children.setdefault(slot, Stillness())
@@ -234,6 +235,15 @@ class Watchdog:
             looking = looking or looks < LIMIT // 2
             self._judge_child(slot, activity, looks)
         self._judge_claims([activity for _, activity in seen], looking)
+
+    def _awake(self) -> Iterator[tuple[int, Activity]]:
+        """Yield slot and activity of each child that can hang: what rests waits for one of them."""
+        pool = self._consumer.pool
+        for slot in pool.slots():
+            if pool.rests(slot):
+                self._children.pop(slot, None)
+            else:
+                yield slot, pool.ready().board.read(slot)
 
     def _judge_child(self, slot: int, activity: Activity, looks: int) -> None:
         pool = self._consumer.pool

@@ -1,8 +1,9 @@
-"""Group commit: the threads of one process that publish at the same time share a transaction.
+"""Group commit: threads of one process that write the same at the same time share a transaction.
 
-Who comes first commits for all who came until then, while the others wait; who comes during that
-commit waits for the next one. So eight threads of a web process pay for two commits, and two
-waits for the disk, rather than for eight. Nobody waits for others to come: a lone publisher
+They publish, or they complete what they ran. Who comes first commits for all who came until then,
+while the others wait; who comes during that commit waits for the next one. So eight threads of a
+web process pay for two commits, and two waits for the disk, rather than for eight; and a thousand
+tasks that waited for the same thing end in a few. Nobody waits for others to come: a lone one
 commits at once, and pays 3 µs for this.
 """
 
@@ -12,14 +13,23 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Generic
+from typing import TypeVar
 
 from .base import EngineError
-from .base import Message
+
+#: What callers bring, and what the transaction says.
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: How long to wait for a word from the leader, which an interrupt may have kept from saying it,
-#: before looking again (seconds).
+#: before looking again (seconds); as many as _CROWD then look in that time, however many wait.
 _FLOOR = 0.05
+_CROWD = 8
+#: So many items together, and no more shares are added: other processes want to write, too.
+_ENOUGH = 200
 
 _INTERRUPTED = (
     "A signal handler publishes while it interrupts a thread that does so: let the handler only "
@@ -31,19 +41,19 @@ _ENDING = (
     "before the main thread returns."
 )
 
+#: Writes items in one transaction, and calls what it was given once that is committed.
+Commit = Callable[[Sequence[T], Callable[[R], None]], None]
 
-#: Stores messages in one transaction, and calls what it was given once that is committed.
-Commit = Callable[[Sequence[Message], Callable[[], None]], None]
 
-
-class Share:
+class Share(Generic[T, R]):
     """What one caller brings, and what became of it."""
 
-    __slots__ = ("error", "is_settled", "messages", "word")
+    __slots__ = ("answer", "error", "is_settled", "items", "word")
 
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = messages
+    def __init__(self, items: Sequence[T]) -> None:
+        self.items = items
         self.is_settled = False
+        self.answer: R | None = None
         self.error: EngineError | None = None
         #: Set when it is settled, or when nobody leads any more.
         self.word: threading.Event | None = None
@@ -54,11 +64,11 @@ class Share:
             self.word.set()
 
 
-class Publishers:
-    """Those who publish, of whom one at a time leads.
+class GroupCommit(Generic[T, R]):
+    """Those who write the same, of whom one at a time leads.
 
-    A new process begins with a new one of these: its parent's threads are not its own, and their
-    messages are for the parent to publish.
+    A new process begins with a new one of these: its parent's threads are not its own, and what
+    they bring is for the parent to write.
     """
 
     def __init__(self) -> None:
@@ -68,35 +78,37 @@ class Publishers:
         self._leader = 0
         # In the order in which they came. A dictionary, because a thread that is interrupted
         # leaves while another one looks.
-        self._waiting: dict[Share, None] = {}
+        self._waiting: dict[Share[T, R], None] = {}
 
     def __len__(self) -> int:
         """Return how many wait for others, or commit for them."""
         return len(self._waiting)
 
-    def publish(self, messages: Sequence[Message], commit: Commit) -> None:
-        """Return when these messages are committed, all or none, perhaps along with others'.
+    def commit(self, items: Sequence[T], commit: Commit[T, R]) -> R:
+        """Return when these items are committed, all or none, perhaps along with others'.
 
         :param commit: does it, in one transaction.
+        :return: what the transaction said, of all items that were in it.
         """
         if self._waiting or self._turn.locked():
-            self._publish_together(messages, commit)
-            return
+            return self._commit_together(items, commit)
         try:
             with self._turn:
-                self._commit_alone(messages, commit)
+                return self._commit_alone(items, commit)
         finally:
             self._tell_next()
 
-    def _commit_alone(self, messages: Sequence[Message], commit: Commit) -> None:
+    def _commit_alone(self, items: Sequence[T], commit: Commit[T, R]) -> R:
+        answers: list[R] = []
         self._leader = threading.get_ident()
         try:
-            commit(messages, _nothing)
+            commit(items, answers.append)
         finally:
             self._leader = 0
+        return answers[0]
 
-    def _publish_together(self, messages: Sequence[Message], commit: Commit) -> None:
-        share = Share(messages)
+    def _commit_together(self, items: Sequence[T], commit: Commit[T, R]) -> R:
+        share: Share[T, R] = Share(items)
         self._waiting[share] = None
         try:
             while not share.is_settled:
@@ -111,8 +123,9 @@ class Publishers:
             self._tell_next()
         if share.error is not None:
             raise type(share.error)(*share.error.args) from share.error
+        return share.answer  # type: ignore[return-value]  # It is settled.
 
-    def _wait(self, share: Share) -> None:
+    def _wait(self, share: Share[T, R]) -> None:
         if self._leader == threading.get_ident():
             raise EngineError(_INTERRUPTED)
         if sys.is_finalizing():
@@ -120,7 +133,7 @@ class Publishers:
         word = share.word = threading.Event()
         # Once more: from here on it would be told.
         if self._turn.locked() and not share.is_settled:
-            word.wait(_FLOOR)
+            word.wait(_FLOOR * max(1.0, len(self._waiting) / _CROWD))
 
     def _tell_next(self) -> None:
         """Let another one lead: the last to come, as one's own signal handler may be that."""
@@ -128,31 +141,41 @@ class Publishers:
             for share in list(self._waiting)[-1:]:
                 share.tell()
 
-    def _lead(self, own: Share, commit: Commit) -> None:
+    def _lead(self, own: Share[T, R], commit: Commit[T, R]) -> None:
         """Commit for all who wait. If that is interrupted, they wait on, for the next leader."""
         self._leader = threading.get_ident()
-        shares = list(self._waiting)
-        messages = [message for share in shares for message in share.messages]
+        shares = list(self._enough())
+        items = [item for share in shares for item in share.items]
         try:
-            commit(messages, lambda: self._settle(shares))
+            commit(items, lambda answer: self._settle(shares, answer))
         except EngineError as exc:
             # That of the file, which is locked or full: they would wait for it one after another.
-            self._settle(shares, exc)
+            self._settle(shares, error=exc)
             raise
         except (sqlite3.Error, ValueError, OverflowError):
-            # That of one message, which is not to be the others'.
-            commit(own.messages, lambda: self._settle([own]))
+            # That of one item, which is not to be the others'.
+            commit(own.items, lambda answer: self._settle([own], answer))
         finally:
             self._leader = 0
 
-    def _settle(self, shares: list[Share], error: EngineError | None = None) -> None:
+    def _enough(self) -> Iterator[Share[T, R]]:
+        """Yield the shares of those who wait longest."""
+        count = 0
+        for share in list(self._waiting):
+            if count and count + len(share.items) > _ENOUGH:
+                return
+            count += len(share.items)
+            yield share
+
+    def _settle(
+        self,
+        shares: list[Share[T, R]],
+        answer: R | None = None,
+        error: EngineError | None = None,
+    ) -> None:
         """Let the callers go. Nobody is to commit for them again."""
         for share in shares:
             self._waiting.pop(share, None)
-            share.error = error
+            share.answer, share.error = answer, error
             share.is_settled = True
             share.tell()
-
-
-def _nothing() -> None:
-    """Nobody waits for the commit but who makes it."""

@@ -21,7 +21,7 @@ from waiting import wait_until
 
 from celeriac.engines import EngineError
 from celeriac.engines.base import Message
-from celeriac.engines.publishers import Publishers
+from celeriac.engines.group_commit import GroupCommit
 from celeriac.engines.sqlite import SQLiteEngine
 
 
@@ -39,7 +39,7 @@ class Disk:
         self.error = ""
         self.interrupts = False
 
-    def commit(self, messages: Sequence[Message], then: Callable[[], None]) -> None:
+    def commit(self, messages: Sequence[Message], then: Callable[[None], None]) -> None:
         """Refuse what can not be encoded, as SQLite does."""
         bodies = [str(message.body) for message in messages]
         self.begun.set()
@@ -49,7 +49,7 @@ class Disk:
         for body in bodies:
             body.encode()
         self.commits.append(bodies)
-        then()
+        then(None)
         if self.interrupts:
             raise Interrupted
 
@@ -60,12 +60,14 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def publishers() -> Publishers:
-    return Publishers()
+def publishers() -> GroupCommit[Message, None]:
+    return GroupCommit()
 
 
 @pytest.fixture
-def publish(publishers: Publishers, disk: Disk) -> Iterator[Callable[..., Future[None]]]:
+def publish(
+    publishers: GroupCommit[Message, None], disk: Disk
+) -> Iterator[Callable[..., Future[None]]]:
     """Return a function that publishes in a thread of its own, and returns once that waits."""
     with ThreadPoolExecutor(8) as threads:
 
@@ -73,7 +75,7 @@ def publish(publishers: Publishers, disk: Disk) -> Iterator[Callable[..., Future
             messages = [Message("q", "{}", body) for body in bodies]
             # The first one commits, the others wait for it.
             waiting = len(publishers) if disk.begun.is_set() else -1
-            future = threads.submit(publishers.publish, messages, disk.commit)
+            future = threads.submit(publishers.commit, messages, disk.commit)
             wait_until(lambda: disk.begun.is_set() and len(publishers) > waiting)
             return future
 
@@ -107,6 +109,16 @@ def test_those_who_come_during_a_commit_share_the_next_one(
     assert disk.commits == [["a"], ["b", "c", "c", "d"]]
 
 
+def test_a_shared_commit_does_not_grow_without_end(
+    disk: Disk, publish: Callable[..., Future[None]]
+) -> None:
+    futures = [publish("a"), publish(*"b" * 150), publish(*"c" * 150), publish("d")]
+    disk.may_go_on.set()
+
+    assert [future.result(10) for future in futures] == [None] * 4
+    assert [len(commit) for commit in disk.commits] == [1, 150, 151]
+
+
 def test_each_who_shared_a_commit_is_told_its_error(
     disk: Disk, publish: Callable[..., Future[None]]
 ) -> None:
@@ -135,7 +147,7 @@ def test_what_can_not_be_stored_fails_its_own_caller_only(
 
 def test_who_is_interrupted_while_waiting_takes_its_messages_away(
     disk: Disk,
-    publishers: Publishers,
+    publishers: GroupCommit[Message, None],
     publish: Callable[..., Future[None]],
     interrupt: Callable[[], None],
 ) -> None:
@@ -143,7 +155,7 @@ def test_who_is_interrupted_while_waiting_takes_its_messages_away(
 
     with pytest.raises(Interrupted):
         interrupt()
-        publishers.publish([Message("q", "{}", "mine")], disk.commit)
+        publishers.commit([Message("q", "{}", "mine")], disk.commit)
     following = publish("b")
     disk.may_go_on.set()
 
@@ -152,17 +164,17 @@ def test_who_is_interrupted_while_waiting_takes_its_messages_away(
 
 
 def test_when_a_commit_is_interrupted_the_others_are_committed_by_the_next(
-    disk: Disk, publishers: Publishers, interrupt: Callable[[], None]
+    disk: Disk, publishers: GroupCommit[Message, None], interrupt: Callable[[], None]
 ) -> None:
     def follow() -> None:
         assert disk.begun.wait(10)
-        publishers.publish([Message("q", "{}", "other")], disk.commit)
+        publishers.commit([Message("q", "{}", "other")], disk.commit)
 
     with ThreadPoolExecutor() as threads:
         following = threads.submit(follow)
         with pytest.raises(Interrupted):
             interrupt()
-            publishers.publish([Message("q", "{}", "mine")], disk.commit)
+            publishers.commit([Message("q", "{}", "mine")], disk.commit)
         disk.may_go_on.set()
 
         assert following.result(10) is None
@@ -185,21 +197,21 @@ def test_what_was_committed_when_an_interrupt_came_is_not_committed_again(
 
 
 def test_who_publishes_in_a_signal_handler_gets_an_error_and_no_deadlock(
-    disk: Disk, publishers: Publishers
+    disk: Disk, publishers: GroupCommit[Message, None]
 ) -> None:
     disk.may_go_on.set()
 
-    def commit(messages: Sequence[Message], then: Callable[[], None]) -> None:
-        publishers.publish([Message("q", "{}", "inner")], disk.commit)
+    def commit(messages: Sequence[Message], then: Callable[[None], None]) -> None:
+        publishers.commit([Message("q", "{}", "inner")], disk.commit)
 
     with pytest.raises(EngineError) as caught:
-        publishers.publish([Message("q", "{}", "outer")], commit)
+        publishers.commit([Message("q", "{}", "outer")], commit)
 
     assert str(caught.value) == (
         "A signal handler publishes while it interrupts a thread that does so: let the handler "
         "only note what is to be sent, and send it later."
     )
-    publishers.publish([Message("q", "{}", "later")], disk.commit)
+    publishers.commit([Message("q", "{}", "later")], disk.commit)
     assert disk.commits == [["later"]]
 
 
