@@ -363,9 +363,10 @@ class Engine(abc.ABC):
         rates: Mapping[str, float] | None = None,
         place: tuple[str, int] | None = None,
     ) -> bool:
-        """Sleep until :meth:`claim`, called the same way, may find a message; say so.
+        """Sleep until :meth:`claim`, called the same way, should find a message; say so.
 
-        May return early. Returns at the latest after ``timeout`` seconds.
+        It need not: what came may be a task that is not claimed. May return early. Returns at the
+        latest after ``timeout`` seconds.
 
         :param place: worker id and slot, under which :meth:`wake` finds the caller.
         """

@@ -45,6 +45,10 @@ _AWAKE = 0
 #: How long to sleep between two looks when there is no slot to be had (seconds).
 _POLL = 0.02
 
+#: What a sleeper is told: that there is something, or to look whether there is.
+NOW = b"!"
+LOOK = b"?"
+
 EVERY = 0xFFFFFFFF
 #: The kind of those who are like no other.
 UNLIKE = 0
@@ -87,10 +91,11 @@ class Bell:
         """Whether anybody of this process has a sleeper out."""
         return self._sleeping > 0
 
-    def ring(self, state: int, bits: int = EVERY, count: int = SLOTS) -> None:
+    def ring(self, state: int, bits: int = EVERY, count: int = SLOTS, word: bytes = NOW) -> None:
         """Wake those who wait for ``state`` and have a bit in common.
 
         :param count: how many of each kind to wake at most; of :data:`UNLIKE` all are woken.
+        :param word: :data:`NOW`, or :data:`LOOK` if they may have to wait on.
         """
         woken: Counter[int] = Counter()
         find = self._map.find
@@ -100,7 +105,7 @@ class Bell:
             (kind,) = _KIND.unpack_from(self._map, _KINDS + _KIND.size * slot)
             (wanted,) = _MASK.unpack_from(self._map, _MASKS + _MASK.size * slot)
             if wanted & bits and woken[kind] < count:
-                self.ring_slot(slot)
+                self.ring_slot(slot, word)
                 woken[kind] += kind != UNLIKE
             slot = find(byte, slot + 1, SLOTS)
 
@@ -108,7 +113,7 @@ class Bell:
         """Say whether anybody waits for ``state``."""
         return self._map.find(bytes((state,)), 0, SLOTS) >= 0
 
-    def ring_slot(self, slot: int) -> None:
+    def ring_slot(self, slot: int, word: bytes = LOOK) -> None:
         """Wake one sleeper. Waking one that is awake makes its next sleep short.
 
         Never fails: what there is to tell is committed already, and sleepers look by themselves
@@ -116,7 +121,7 @@ class Bell:
         """
         self._map[slot] = _AWAKE
         try:
-            os.write(self._pipe(slot), b"!")
+            os.write(self._pipe(slot), word)
         except OSError:
             pass  # The pipe is full, or gone: its reader is awake, dead or polling.
 
@@ -201,7 +206,9 @@ class Sleeper:
         bits: int,
         timeout: float,
         outlook: Callable[[], float],
+        *,
         kind: int = UNLIKE,
+        sure: bool = False,
     ) -> bool:
         """Sleep until rung, at most ``timeout`` seconds; say whether there is anything.
 
@@ -210,6 +217,7 @@ class Sleeper:
 
         :param outlook: returns in how many seconds there may be something; zero means now.
         :param kind: the same for all who would do the same; see :meth:`Bell.ring`.
+        :param sure: take :data:`NOW` for an answer, and do not look once more.
         """
         if self.slot is None:
             return self._poll(timeout, outlook)
@@ -218,10 +226,10 @@ class Sleeper:
             nap = outlook()
             if nap <= 0:
                 return True
-            self._sleep(min(timeout, nap))
+            heard = self._sleep(min(timeout, nap))
         finally:
             self._bell._map[self.slot] = _AWAKE
-        return outlook() <= 0
+        return (sure and NOW in heard) or outlook() <= 0
 
     def close(self) -> None:
         """Give the slot up."""
@@ -238,18 +246,20 @@ class Sleeper:
         self._pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._drain()
 
-    def _sleep(self, timeout: float) -> None:
+    def _sleep(self, timeout: float) -> bytes:
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
-        if poll.poll(max(0, timeout) * 1000):
-            self._drain()
+        return self._drain() if poll.poll(max(0, timeout) * 1000) else b""
 
-    def _drain(self) -> None:
+    def _drain(self) -> bytes:
+        """Return what was heard since the last time, or the beginning of it."""
+        heard = b""
         try:
-            while len(os.read(self._pipe, 512)) == 512:
-                pass
+            while len(words := os.read(self._pipe, 512)) == 512:
+                heard = words
         except BlockingIOError:
-            pass
+            return heard
+        return heard + words
 
     @staticmethod
     def _poll(timeout: float, outlook: Callable[[], float]) -> bool:

@@ -40,12 +40,12 @@ class Dead:
 
     def renew(
         self, db: sqlite3.Connection, tags: Collection[int], forget: Sequence[str]
-    ) -> set[str]:
-        """Let these begin anew, failures forgotten; return the queues that they are for."""
+    ) -> list[str]:
+        """Let these begin anew, failures forgotten; return the queue that each is for."""
         listed = json.dumps(list(tags))
         db.execute(self._sql["renew"], (listed,))
         db.execute(self._sql["forget_failures"], (listed, json.dumps(list(forget))))
-        return {queue for (queue,) in db.execute(self._sql["queues_of"], (listed,))}
+        return [queue for (queue,) in db.execute(self._sql["queues_of"], (listed,))]
 
     def delete(self, db: sqlite3.Connection, tags: Collection[int]) -> int:
         """Delete these; return how many there were."""

@@ -43,8 +43,10 @@ from .base import TaskInfo
 from .base import WITHDRAWN
 from .base import Worker
 from .bell import kind_of
+from .bell import LOOK
 from .bell import mask
 from .bell import MESSAGES
+from .bell import NOW
 from .bell import RESULTS
 from .bell import UNLIKE
 from .choice import Choice
@@ -160,7 +162,7 @@ class SQLiteEngine(Engine):
             ended = self._dead.end(db, tags)
             queues = self._dead.renew(db, ended, forget)
             self._restore(db, ended)
-        self._ring(queues, len(ended))
+        self._ring(queues, NOW)
         return len(ended)
 
     def discard(self, tags: Collection[int]) -> int:
@@ -185,7 +187,8 @@ class SQLiteEngine(Engine):
         with self._connections.sleeper() as sleeper:
             if place is not None:
                 self._connections.presence().sleeps_on(*place, sleeper.slot)
-            return sleeper.wait(MESSAGES, mask(queues), min(timeout, FLOOR), outlook, kind)
+            nap = min(timeout, FLOOR)
+            return sleeper.wait(MESSAGES, mask(queues), nap, outlook, kind=kind, sure=True)
 
     def wake(self, worker_id: str, slot: int) -> None:
         bell_slot = self._connections.presence().bell_slot(worker_id, slot)
@@ -546,14 +549,14 @@ class SQLiteEngine(Engine):
     # Waking
 
     def _ring_queues(self, messages: Sequence[Message] | Sequence[Delivery]) -> None:
-        if messages:
-            self._ring((message.queue for message in messages), len(messages))
+        if messages and self._connections.bell().anyone(MESSAGES):
+            # What is not due yet may change how long they sleep.
+            is_due = any(getattr(message, "due_at", None) is None for message in messages)
+            self._ring([message.queue for message in messages], NOW if is_due else LOOK)
 
-    def _ring(self, queues: Iterable[str], count: int) -> None:
+    def _ring(self, queues: Collection[str], word: bytes) -> None:
         """Wake who takes from these queues: of those who are alike, one for each message."""
-        bell = self._connections.bell()
-        if bell.anyone(MESSAGES):
-            bell.ring(MESSAGES, mask(queues), count)
+        self._connections.bell().ring(MESSAGES, mask(queues), len(queues), word)
 
     def _ring_results(self, results: Sequence[Result]) -> None:
         bell = self._connections.bell()

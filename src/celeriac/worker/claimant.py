@@ -167,8 +167,8 @@ class Claimant:
         self._rest: deque[Delivery] = deque()
         #: What was claimed at the door.
         self._ahead: list[Delivery] = []
-        #: Whether there should be something to claim.
-        self._expects = False
+        #: Whether there should be something to claim, and whether that was wrong the last time.
+        self._expects = self._was_misled = False
         #: When the orders were last looked at within a batch (monotonic seconds).
         self._looked = 0.0
         #: When the running task's soft time limit ends (monotonic seconds); 0 for never.
@@ -264,8 +264,9 @@ class Claimant:
             slot=self._slot,
             tasks=self._tasks,
             rates=orders.rates,
-            look=not self._expects,
+            look=not self._expects or self._was_misled,
         )
+        self._was_misled = not deliveries and (self._expects or self._was_misled)
         # A batch that is full is seldom the last one.
         self._expects = len(deliveries) == limit
         return deliveries

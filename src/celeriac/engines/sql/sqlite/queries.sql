@@ -152,7 +152,7 @@ DELETE FROM celeriac_results WHERE state <> 'SUCCESS' AND task_id IN (
 );
 
 -- name: queues_of
-SELECT DISTINCT l.queue FROM celeriac_messages m JOIN celeriac_lanes l ON l.id = m.lane
+SELECT l.queue FROM celeriac_messages m JOIN celeriac_lanes l ON l.id = m.lane
 WHERE m.id IN (SELECT value FROM json_each(?));
 
 -- name: expire_dead
