@@ -123,8 +123,10 @@ class Task(stock.Task[P, R]):
         task = self._in_current_app()
         send: Any = super(Task, task).apply_async
         try:
-            short = None if options else send_shortly(task, send, args, kwargs, named_options)
-            return cast("AsyncResult[R]", short or send(args, kwargs, *options, **named_options))
+            result: AsyncResult[R] | None = None
+            if not options:
+                result = send_shortly(task, send, args, kwargs, named_options)
+            return result or send(args, kwargs, *options, **named_options)
         except EncodeError as exc:
             if isinstance(exc, ArgumentError):
                 raise

@@ -68,6 +68,15 @@ _DOORS = (
     (kombu.Producer, "publish"),
     (amqp.AMQP, "as_task_v2"),
 )
+#: The values of a task that belongs to no other.
+_ALONE = f"{ITS_OWN},null,null,null"
+#: What becomes of the plainest arguments, in a quarter of the time that an encoder takes.
+_AS_JSON: dict[type, Callable[[Any], str]] = {
+    int: int.__repr__,
+    str: _quote,
+    bool: {True: "true", False: "false"}.__getitem__,
+    type(None): lambda _: "null",
+}
 #: Types of which Celery shows the :func:`repr`.
 _PLAIN = frozenset((int, float, bool, type(None)))
 
@@ -238,21 +247,16 @@ class Template:
         :param caller: the request of the task that calls, or ``None``.
         :param options: those of the call's own.
         """
-        args, kwargs, given = args or (), kwargs or {}, options.get
+        args, kwargs = args or (), kwargs or {}
         if not isinstance(args, (list, tuple)):
             raise TypeError("task args must be a list or tuple")
         if self._check is not None:
             self._check(*args, **kwargs)
-        task_id = given("task_id") or new_task_id()
-        root_id = given("root_id") or (caller and (caller.root_id or caller.id))
-        parent_id = given("parent_id") or (caller and caller.id)
+        task_id = options.get("task_id") or new_task_id()
         # In the order of HOLES.
         values = (
-            _encode(root_id) if root_id else ITS_OWN,
-            _encode(parent_id),
-            _encode(given("group_id")),
-            _encode(given("group_index")),
-            _encode(given("reply_to") or self._app.thread_oid),
+            _relatives(caller, options) if caller or options else _ALONE,
+            _encode(options.get("reply_to") or self._app.thread_oid),
             self._origin,
             _quote(shown(args, self._sizes[0], self._app)),
             _quote(shown(kwargs, self._sizes[1], self._app)) if kwargs else '"{}"',
@@ -267,6 +271,19 @@ class Template:
         message = self.message(*call)
         envelope = form_of(message.form).fill(message.task_id, message.envelope)
         return message._replace(envelope=envelope.pack(), form="")
+
+
+def _relatives(caller: Any, options: Mapping[str, Any]) -> str:
+    """Return the values that tell what the task belongs to: root, parent, group, place in that."""
+    given = options.get
+    root_id = given("root_id") or (caller and (caller.root_id or caller.id))
+    values = (
+        _encode(root_id) if root_id else ITS_OWN,
+        _encode(given("parent_id") or (caller and caller.id)),
+        _encode(given("group_id")),
+        _encode(given("group_index")),
+    )
+    return ",".join(values)
 
 
 def shown(arguments: Any, size: int, app: Any) -> str:
@@ -315,6 +332,11 @@ def _encode(value: Any) -> str:
 
 def _head(args: Any, kwargs: Any) -> str:
     """Return the beginning of the body, up to what comes behind the arguments."""
+    if not kwargs:
+        try:
+            return f"[[{', '.join([_AS_JSON[type(value)](value) for value in args])}], {{}}"
+        except KeyError:
+            pass
     return encode((args, kwargs))[:-1]
 
 
