@@ -126,7 +126,9 @@ def _plan(contender: Contender, workload: str, folder: str, options: argparse.Na
         workload=workload,
         folder=folder,
         tasks=scaled(options.tasks, 1_000),
-        singles=scaled(2_000, 200),
+        # Enough that a log which is written over and over has its full size: as long as the file
+        # grows, each wait for the disk takes twice as long.
+        singles=scaled(10_000, 200),
         many=scaled(100_000, 2_000),
         calls=20 if quick else 300,
         call_seconds=1.0 if quick else 10.0,
