@@ -1,4 +1,4 @@
-"""The thread that stands by to record outcomes: it ends whenever it is told to."""
+"""The thread that stands by to record outcomes: when it does, and that it ends when told to."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import threading
 import time
 
 import pytest
+from waiting import wait_until
 
 from celeriac.engines import open_engine
 from celeriac.engines.base import Delivery
 from celeriac.engines.base import Outcome
+from celeriac.worker import completion
 from celeriac.worker.completion import Completer
 from celeriac.worker.completion import WINDOW
 
@@ -29,3 +31,35 @@ def test_close_ends_the_thread_that_stands_by(queue_url: str, after: float) -> N
         closing.join(5)
 
         assert not closing.is_alive()
+
+
+def test_the_thread_records_what_waits_too_long(queue_url: str) -> None:
+    recorded = []
+    completer = Completer(
+        open_engine(queue_url), lambda count, chords: recorded.append(threading.get_ident())
+    )
+    completer.add(Outcome(DELIVERY))
+    completer.stand_by()
+
+    wait_until(lambda: recorded and recorded[0] != threading.get_ident())
+    completer.close()
+
+
+def test_the_thread_leaves_young_outcomes_to_their_batch(
+    queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long enough for a machine where nobody comes to run in time.
+    monkeypatch.setattr(completion, "WINDOW", 1.0)
+    threads = set()
+    completer = Completer(
+        open_engine(queue_url), lambda count, chords: threads.add(threading.get_ident())
+    )
+    ends = time.monotonic() + 2.5
+    while time.monotonic() < ends:
+        completer.add(Outcome(DELIVERY))
+        completer.stand_by()
+        time.sleep(0.1)
+        completer.flush()
+    completer.close()
+
+    assert threads == {threading.get_ident()}

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import kombu.serialization
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.app.task import Context
 from celery.backends.base import Backend
@@ -352,6 +353,20 @@ def test_what_can_not_be_read_is_told_as_ever(body: str) -> None:
         decode(body)
 
     assert (type(caught.value), str(caught.value)) == (type(expected.value), str(expected.value))
+
+
+def test_a_time_limit_is_not_taken_for_a_bad_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def too_late(cents: int) -> Money:
+        calls.append(cents)
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setitem(kombu_json._decoders, "money", too_late)
+    with pytest.raises(SoftTimeLimitExceeded):
+        decode(kombu_json.dumps([[Money(7)], {}, None]))
+
+    assert calls == [7]
 
 
 def test_keyword_arguments_that_are_none_are_refused() -> None:

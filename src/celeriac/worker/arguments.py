@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import InvalidTaskError
 from kombu.utils.json import object_hook
 
@@ -57,6 +58,8 @@ class Arguments:
             return None
         try:
             (args, kwargs, embed), end = _scan(body, 0)
+        except SoftTimeLimitExceeded:
+            raise  # Not of the body, and told once only.
         except Exception:
             return None  # kombu says what is wrong.
         return (args, kwargs, embed or {}) if end == len(body) else None

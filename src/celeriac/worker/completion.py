@@ -103,10 +103,18 @@ class Completer:
         # Asked after each clear(), which may have swallowed the call of close().
         while not self._closed:
             self._waiting.wait()
-            time.sleep(WINDOW)
+            time.sleep(self._left())
+            if self._pending and not self._is_late():
+                # Of a batch after the one that this was called for, which its child records.
+                continue
             self._waiting.clear()
             if self._pending:
                 self._try_flush()
+
+    def _left(self) -> float:
+        """Return how long the oldest may still wait (seconds)."""
+        left = self._oldest + WINDOW - time.monotonic()
+        return min(max(left, 0.0), WINDOW) if self._pending else WINDOW
 
     def _try_flush(self) -> None:
         try:
