@@ -15,6 +15,7 @@ from typing import Any
 import celery
 import kombu
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import signals
 from celery.app.amqp import AMQP
 from celery.utils.saferepr import saferepr
@@ -449,6 +450,30 @@ def test_a_call_that_is_no_tuple_is_refused(sent: Sent) -> None:
         "delay_many() takes the arguments of each call as a tuple, or as a dictionary by their "
         "names, and got 'a@example.com'. For a single argument write [(x,) for x in …]."
     )
+
+
+@pytest.mark.parametrize("call", ["delay", "delay_many"])
+def test_a_time_limit_that_strikes_meanwhile_is_no_matter_of_arguments(
+    sent: Sent, call: str
+) -> None:
+    class Slow:
+        """Takes so long to be encoded that the soft time limit of the calling task is over."""
+
+        struck = False
+
+        def __json__(self) -> str:
+            struck, Slow.struck = Slow.struck, True
+            if not struck:
+                raise SoftTimeLimitExceeded
+            return "slow"
+
+    sent.task.delay()
+    with pytest.raises(SoftTimeLimitExceeded):
+        if call == "delay":
+            sent.task.delay(Slow())
+        else:
+            sent.task.delay_many([(1,), (Slow(),)])
+    assert len(sent.stored()) == 1
 
 
 def test_arguments_that_do_not_fit_are_told_as_ever(tmp_path: Path) -> None:

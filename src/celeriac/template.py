@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import json.encoder as json_encoder
 import os
-import sys
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from types import FunctionType
 from typing import Any
 
 import celery
 import kombu
-import kombu.serialization
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import signals
 from celery.app import amqp
 from celery.app.routes import MapRoute
 from celery.backends.base import Backend
 from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
-from kombu.utils import json
 
 from .engines.base import Message
 from .envelope import encode
@@ -36,6 +33,8 @@ from .envelope import Form
 from .envelope import form_of
 from .envelope import HOLES
 from .envelope import ITS_OWN
+from .originals import is_original
+from .originals import writes_json
 from .publish import AMQP
 from .publish import EngineProducer
 from .publish import publish
@@ -44,8 +43,6 @@ Send = Callable[..., Any]
 
 #: A text as JSON: what :data:`encode` does with it, too.
 _quote = json_encoder.encode_basestring_ascii
-
-_serializers: Any = kombu.serialization.registry  # type: ignore[attr-defined]
 
 #: The options that may be another at each call. Celery is asked to put texts in their places that
 #: nobody else would send.
@@ -96,6 +93,8 @@ def send_shortly(task: Any, send: Send, args: Any, kwargs: Any, options: Mapping
     caller = app.current_worker_task
     try:
         message = template.message(args, kwargs, caller and caller.request, options)
+    except SoftTimeLimitExceeded:
+        raise
     except Exception:
         return None  # Celery says what is wrong.
     if producer is None:
@@ -128,6 +127,8 @@ def send_many_shortly(
     for args, kwargs in calls:
         try:
             messages.append(make(args, kwargs, request, options))
+        except SoftTimeLimitExceeded:
+            raise
         except Exception:
             # Celery says what is wrong; nothing is sent.
             task.apply_async(args, kwargs, producer=EngineProducer(app).share(), **options)
@@ -172,7 +173,7 @@ def _way(task: Any, app: Any) -> tuple[Any, ...]:
         conf["task_default_queue"],
         task.ignore_result,
         app.amqp,
-        _serializers._encoders["json"].encoder,
+        writes_json(),
         os.getpid(),
     )
 
@@ -186,10 +187,10 @@ def _is_plain(task: Any, app: Any) -> bool:
         and not conf["task_always_eager"]
         and not conf["task_send_sent_event"]
         and not conf["task_inherit_parent_priority"]
-        and _serializers._encoders["json"].encoder is json.dumps
+        and writes_json()
         and task.serializer == "json"
         and getattr(task, "_dump_pydantic_arguments", None) is None
-        and all(_is_original(kind, name) for kind, name in _DOORS)
+        and all(is_original(kind, name) for kind, name in _DOORS)
         and _is_inherited(app, celery.Celery, "send_task")
         and _is_inherited(task, celery.Task, "shadow_name")
         and _is_inherited(app.backend, Backend, "on_task_call")
@@ -351,16 +352,6 @@ def _with_holes(envelope: Envelope, args: Any, kwargs: Any, app: Any) -> str | N
         return None
     holes = {name: HOLES[name] for name in expected}
     return Form.text_of(envelope._replace(headers=envelope.headers | holes))
-
-
-def _is_original(kind: type, name: str) -> bool:
-    """Say whether a function of Celery's or kombu's is their own, and not an instrument's."""
-    function = getattr(kind, name)
-    # A wrapper may take over its name and module, but not its file.
-    return (
-        isinstance(function, FunctionType)
-        and function.__code__.co_filename == sys.modules[kind.__module__].__file__
-    )
 
 
 def _is_inherited(thing: Any, kind: type, name: str) -> bool:
