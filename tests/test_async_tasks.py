@@ -496,6 +496,24 @@ def test_signal_arrives_in_the_coroutine(loop: Loop, blocks: bool) -> None:
         signal.signal(signal.SIGUSR1, previous)
 
 
+def test_unfinished_tasks_are_those_that_asyncio_knows() -> None:
+    async def both() -> list[set[asyncio.Task[Any]]]:
+        rest = [asyncio.create_task(asyncio.sleep(10)) for _ in range(3)]
+        ended = asyncio.create_task(asyncio.sleep(0))
+        await ended
+        loop = asyncio.get_running_loop()
+        found = [coroutines._unfinished(loop), asyncio.all_tasks(), {*rest}]
+        for task in rest:
+            task.cancel()
+        return found
+
+    ours, theirs, rest = asyncio.run(both())
+
+    assert ours == theirs
+    assert ours > rest
+    assert len(ours) == 4
+
+
 OUT_OF_FILES = """\
 import asyncio, os, resource
 from flask import Flask
