@@ -119,6 +119,22 @@ def test_a_shared_commit_does_not_grow_without_end(
     assert [len(commit) for commit in disk.commits] == [1, 150, 151]
 
 
+def test_where_others_can_not_come_during_a_commit_they_come_before(disk: Disk) -> None:
+    others_came = threading.Event()
+    group: GroupCommit[Message, None] = GroupCommit(lambda: others_came.wait(10))
+    disk.may_go_on.set()
+
+    with ThreadPoolExecutor(2) as threads:
+        futures = []
+        for name in "ab":
+            futures.append(threads.submit(group.commit, [Message("q", "{}", name)], disk.commit))
+            wait_until(lambda: len(group) == len(futures))
+        others_came.set()
+
+    assert [future.result(10) for future in futures] == [None, None]
+    assert disk.commits == [["a", "b"]]
+
+
 def test_each_who_shared_a_commit_is_told_its_error(
     disk: Disk, publish: Callable[..., Future[None]]
 ) -> None:

@@ -197,7 +197,7 @@ class Connections:
         self.turn = threading.RLock()
         #: Those of this process who publish, and those who complete what they ran.
         self.publishers: GroupCommit[Message, None] = GroupCommit()
-        self.completers: GroupCommit[Outcome, Completion] = GroupCommit()
+        self.completers: GroupCommit[Outcome, Completion] = GroupCommit(_pause())
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._held: list[Connection] = []
 
@@ -281,6 +281,13 @@ def _register_at_fork() -> None:
         after_in_parent=lambda: each("_after_fork_in_parent"),
         after_in_child=start_over,
     )
+
+
+def _pause() -> Callable[[], None] | None:
+    """Return what lets other greenlets run, where gevent has put these in the place of threads."""
+    monkey = sys.modules.get("gevent.monkey")
+    is_patched = monkey is not None and monkey.is_module_patched("threading")
+    return functools.partial(time.sleep, 0) if is_patched else None
 
 
 def _thread_local() -> Any:

@@ -69,9 +69,13 @@ class GroupCommit(Generic[T, R]):
 
     A new process begins with a new one of these: its parent's threads are not its own, and what
     they bring is for the parent to write.
+
+    :param pause: lets others come before each commit, where these can not come during it: while a
+        greenlet waits for the disk, no other runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pause: Callable[[], object] | None = None) -> None:
+        self._pause = pause
         # The leader's. Whether anybody leads is told by this lock alone: `with` gives it back
         # whatever happens, while a time limit may keep a thread from setting anything else.
         self._turn = threading.Lock()
@@ -90,7 +94,7 @@ class GroupCommit(Generic[T, R]):
         :param commit: does it, in one transaction.
         :return: what the transaction said, of all items that were in it.
         """
-        if self._waiting or self._turn.locked():
+        if self._waiting or self._turn.locked() or self._pause is not None:
             return self._commit_together(items, commit)
         try:
             with self._turn:
@@ -143,6 +147,8 @@ class GroupCommit(Generic[T, R]):
 
     def _lead(self, own: Share[T, R], commit: Commit[T, R]) -> None:
         """Commit for all who wait. If that is interrupted, they wait on, for the next leader."""
+        if self._pause is not None:
+            self._pause()
         self._leader = threading.get_ident()
         shares = list(self._enough())
         items = [item for share in shares for item in share.items]
