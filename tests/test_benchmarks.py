@@ -51,6 +51,20 @@ def run_benchmark(folder: Path, *options: str) -> Run:
     return Run.load(folder / "found.json")
 
 
+@pytest.mark.timeout(120)
+def test_tasks_that_wait_are_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.waiting", "--folder", str(tmp_path)]
+    command += "--pools threads --kinds async --tasks 50 -c 50 --waves 1 --idle 0.5".split()
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    *_, wave, end = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert wave[:2] == ["| threads", "50 async"]
+    assert 1.0 <= float(wave[5]) < 60
+    assert float(end[-1].rstrip(" |")) > 0
+
+
 # Each trial is several processes that import, one after the other: slow where others work too.
 @pytest.mark.timeout(180)
 def test_raw_sqlite_is_measured_with_producers_and_with_stored_results(tmp_path: Path) -> None:
