@@ -197,7 +197,8 @@ class Connections:
         self.turn = threading.RLock()
         #: Those of this process who publish, and those who complete what they ran.
         self.publishers: GroupCommit[Message, None] = GroupCommit()
-        self.completers: GroupCommit[Outcome, Completion] = GroupCommit(_pause())
+        #: The latter hear, too, of how many outcomes that is.
+        self.completers: GroupCommit[Outcome, tuple[int, Completion]] = GroupCommit(_pause())
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._held: list[Connection] = []
 

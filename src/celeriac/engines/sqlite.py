@@ -130,11 +130,8 @@ class SQLiteEngine(Engine):
     def complete(self, outcomes: Sequence[Outcome]) -> Completion:
         if not outcomes:
             return Completion(frozenset(), ())
-        all_of_them = self._connections.completers.commit(outcomes, self._complete)
-        tags = {outcome.delivery.tag for outcome in outcomes}
-        parts = {part for outcome in outcomes for part in outcome.parts}
-        chords = [part for part in all_of_them.chords if part in parts]
-        return Completion(all_of_them.recorded & tags, chords)
+        count, completion = self._connections.completers.commit(outcomes, self._complete)
+        return completion if count == len(outcomes) else _own(completion, outcomes)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         with self._write(durable=False) as db:
@@ -443,9 +440,11 @@ class SQLiteEngine(Engine):
         with self._write(durable, lambda: then(None)) as db:
             self._insert(db, messages)
 
-    def _complete(self, outcomes: Sequence[Outcome], then: Callable[[Completion], None]) -> None:
+    def _complete(
+        self, outcomes: Sequence[Outcome], then: Callable[[tuple[int, Completion]], None]
+    ) -> None:
         completion = Completion(frozenset(), ())
-        with self._write(then=lambda: then(completion)) as db:
+        with self._write(then=lambda: then((len(outcomes), completion))) as db:
             held = self._end_claims(db, [outcome.delivery for outcome in outcomes])
             recorded = [outcome for outcome in outcomes if outcome.delivery.tag in held]
             self._settle(db, recorded)
@@ -566,6 +565,14 @@ class SQLiteEngine(Engine):
 
 def _listed(values: Sequence[str] | None) -> str | None:
     return None if values is None else json.dumps(list(values))
+
+
+def _own(completion: Completion, outcomes: Sequence[Outcome]) -> Completion:
+    """Return what concerns some of the outcomes that were recorded together."""
+    tags = {outcome.delivery.tag for outcome in outcomes}
+    parts = {part for outcome in outcomes for part in outcome.parts}
+    chords = [part for part in completion.chords if part in parts]
+    return Completion(completion.recorded & tags, chords)
 
 
 def _is_expired(delivery: Delivery, now: float) -> bool:
