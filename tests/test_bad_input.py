@@ -110,7 +110,7 @@ def file_of_a_newer_version(path: Path) -> tuple[Path, str]:
         db.execute(f"PRAGMA application_id = {int.from_bytes(b'Clrc', 'big')}")
         db.execute("PRAGMA user_version = 99")
     return path, (
-        f"The queue file {path} has schema version 99, and this version of Celeriac knows up to 4. "
+        f"The queue file {path} has schema version 99, and this version of Celeriac knows up to 5. "
         "Upgrade Celeriac, or use another queue file."
     )
 

@@ -208,12 +208,10 @@ class ProcessPool(Pool):
         is_busy = super()._look()
         if is_busy:
             self._kills.look()
+        for slot, activity in self.activities():
+            runs = activity.running and activity.started
+            self._children[slot].footprint.look(activity.started[-1] if runs else None)
         return is_busy
-
-    def _look_at(self, slot: int, activity: Activity, now: float) -> None:
-        super()._look_at(slot, activity, now)
-        runs = activity.running and activity.started
-        self._children[slot].footprint.look(activity.started[-1] if runs else None)
 
     def _takes_long(self, slot: int, activity: Activity, now: float) -> bool:
         return self._patience.is_over(slot, activity, now)
