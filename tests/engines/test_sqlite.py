@@ -35,6 +35,7 @@ from celeriac.engines.base import Outcome
 from celeriac.engines.base import Queue
 from celeriac.engines.base import Result
 from celeriac.engines.base import Worker
+from celeriac.engines.bell import mask
 from celeriac.engines.bell import MESSAGES
 from celeriac.engines.sqlite import SQLiteEngine
 from celeriac.engines.statements import load_migrations
@@ -648,6 +649,27 @@ def test_of_a_workers_children_as_many_are_woken_as_there_are_messages(
         publish(engine, *map(str, range(messages)))
 
         assert sum(each.result() < AT_ONCE for each in waits) == woken
+
+
+@pytest.mark.parametrize("first", ["child", "parent"])
+def test_a_parent_whose_mailbox_shares_the_queues_bit_takes_no_childs_turn(
+    engine: SQLiteEngine, first: str
+) -> None:
+    mailbox = next(name for name in map(str, range(1000)) if mask([name]) == mask(["q"]))
+    queues = {"child": ["q"], "parent": [mailbox]}
+    bell = engine._connections.bell()
+
+    with ThreadPoolExecutor(2) as threads:
+        waits = {}
+        for slot, who in enumerate(sorted(queues, key=lambda who: who != first)):
+            place = ("w", slot)
+            waits[who] = threads.submit(engine.wait_for_messages, queues[who], 1, place=place)
+            wait_until(lambda: bell._map[slot] == MESSAGES)  # noqa: B023  (waited for)
+        began = time.monotonic()
+        publish(engine, "x")
+
+        assert waits["child"].result()
+        assert time.monotonic() - began < AT_ONCE
 
 
 def test_a_sleeper_that_was_killed_leaves_its_slot_to_others(

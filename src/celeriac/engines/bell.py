@@ -27,6 +27,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 SLOTS = 512
@@ -62,9 +63,12 @@ def mask(names: Iterable[str]) -> int:
     return bits
 
 
-def kind_of(name: str) -> int:
-    """Return the kind of those who share a name."""
-    return zlib.crc32(name.encode()) & 0xFFFF or 1
+def kind_of(worker_id: str, queues: Sequence[str]) -> int:
+    """Return the kind of those who take from these queues for one worker.
+
+    Its parent, who waits for its mailbox, is of another than its children.
+    """
+    return zlib.crc32("\n".join((worker_id, *queues)).encode()) & 0xFFFF or 1
 
 
 class Bell:

@@ -180,7 +180,7 @@ class SQLiteEngine(Engine):
         def outlook() -> float:
             return self._read(lambda db: self._choice.outlook(db, intake))
 
-        kind = UNLIKE if place is None else kind_of(place[0])
+        kind = UNLIKE if place is None else kind_of(place[0], queues)
         with self._connections.sleeper() as sleeper:
             if place is not None:
                 self._connections.presence().sleeps_on(*place, sleeper.slot)
