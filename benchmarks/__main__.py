@@ -25,6 +25,7 @@ from benchmarks.contenders import Contender
 from benchmarks.contenders import CONTENDERS
 from benchmarks.plot import svg
 from benchmarks.report import markdown
+from benchmarks.run import number
 from benchmarks.run import Run
 from benchmarks.run import Trial
 from benchmarks.servers import SERVERS
@@ -49,6 +50,7 @@ def main() -> int:
             return 2
     options.output.with_suffix(".md").write_text(markdown(run))
     options.output.with_suffix(".svg").write_text(svg(run))
+    _tell(f"written: {options.output} with the endings .json, .md and .svg")
     print(run.json() if options.json else markdown(run))
     return 1 if run.failures else 0
 
@@ -65,8 +67,8 @@ def _measure(options: argparse.Namespace, run: Run) -> None:
         **machine.describe(options.folder),
         **{f"{name} server": SERVERS[name].describe() for name in servers},
     }
-    for number in range(1, options.rounds + 1):
-        _round(number, contenders, options, run)
+    for turn in range(1, options.rounds + 1):
+        _round(turn, contenders, options, run)
 
 
 def _is_here(contender: Contender, run: Run) -> bool:
@@ -79,7 +81,7 @@ def _is_here(contender: Contender, run: Run) -> bool:
 
 
 def _round(
-    number: int, contenders: Sequence[Contender], options: argparse.Namespace, run: Run
+    turn: int, contenders: Sequence[Contender], options: argparse.Namespace, run: Run
 ) -> None:
     trials = [(each, workload) for each in contenders for workload in options.workloads]
     for contender, workload in random.sample(trials, len(trials)):
@@ -87,13 +89,13 @@ def _round(
             try:
                 figures = _trial(_plan(contender, workload, folder, options))
             except RuntimeError as error:
-                failure = f"{contender.name}, {workload}, round {number}: {_last_line(error)}"
+                failure = f"{contender.name}, {workload}, round {turn}: {_last_line(error)}"
                 run.failures.append(failure)
                 _tell(f"{error}\nfailed: {failure}")
             else:
-                run.trials.append(Trial(contender.name, workload, number, figures))
-                shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-                _tell(f"{number}/{options.rounds} {contender.name}, {workload}: {shown}")
+                run.trials.append(Trial(contender.name, workload, turn, figures))
+                shown = ", ".join(f"{name} {number(value)}" for name, value in figures.items())
+                _tell(f"{turn}/{options.rounds} {contender.name}, {workload}: {shown}")
         run.save(options.output.with_suffix(".json"))
 
 
@@ -155,7 +157,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--fill-seconds", type=float, default=60.0, help="at most, for both; %(default)s")
     add("--equal", action="store_true", help="as many tasks for the slow contenders too")
     add("--folder", type=Path, default=_FOLDER, help="for the queue files")
-    add("--output", type=Path, default=Path("benchmark"), help="of .json, .md and .svg")
+    add("--output", type=Path, default=Path("benchmark"), help="path without its ending")
     add("--json", action="store_true", help="print the figures as JSON, not as tables")
     add("--again", type=Path, metavar="JSON", help="measure nothing: tables of an earlier run")
     return parser.parse_args(arguments)

@@ -442,6 +442,22 @@ def test_no_calls_are_no_results(sent: Sent) -> None:
     assert sent.task.delay_many([]) == sent.task.delay_many(iter(())) == []
 
 
+@pytest.mark.parametrize("place", [0, 1, 5])
+def test_the_argument_that_json_can_not_hold_is_named(sent: Sent, place: int) -> None:
+    calls: list[Any] = [(1,)] * 5
+    calls.insert(place, {"thing": object()})
+
+    with pytest.raises(ArgumentError, match=r"^argument 'thing' of echo is an object, which JSON"):
+        sent.task.delay_many(calls)
+    assert sent.stored() == []
+
+
+@pytest.mark.parametrize("name", ["args", "kwargs", "task_id"])
+def test_what_each_call_has_of_its_own_is_no_option(sent: Sent, name: str) -> None:
+    with pytest.raises(TypeError, match=f"takes no '{name}': each call has its own"):
+        sent.task.delay_many([(1,)], **{name: "x"})
+
+
 def test_a_call_that_is_no_tuple_is_refused(sent: Sent) -> None:
     with pytest.raises(TypeError) as caught:
         sent.task.delay_many(["a@example.com"])

@@ -137,7 +137,7 @@ class Task(stock.Task[P, R]):
         calls: Iterable[tuple[Any, ...] | list[Any] | Mapping[str, Any]],
         **options: Any,
     ) -> list[AsyncResult[R]]:
-        """Enqueue the task once for each of ``calls``; return their results in the same order.
+        """Enqueue the task once for each of ``calls``.
 
         With an engine as the broker, all are stored in one transaction or none is, also when
         ``calls`` itself raises. With any other they are sent one after another.
@@ -146,9 +146,15 @@ class Task(stock.Task[P, R]):
 
             send_reminder.delay_many([(user.id,) for user in users], queue="mail")
 
-        :param calls: for each call its arguments: a tuple, or a dictionary by their names.
-        :param options: those of :meth:`apply_async`, for all of them.
+        :param calls: for each call its arguments: a tuple or a list of them, or a dictionary by
+            their names.
+        :param options: those of :meth:`apply_async`, for all of them; each has an id of its own.
+        :return: the results, in the order of the calls.
+        :raises TypeError: when a call is neither, or does not fit the task's signature.
+        :raises ArgumentError: and what else :meth:`delay` raises; nothing is stored then.
         """
+        for name in options.keys() & {"args", "kwargs", "task_id"}:
+            raise TypeError(f"delay_many() takes no {name!r}: each call has its own.")
         task = self._in_current_app()
         listed = [_args_and_kwargs(call) for call in calls]
         is_ours = listed and type(task).apply_async is Task.apply_async

@@ -110,29 +110,25 @@ def send_many_shortly(
 ) -> list[Any] | None:
     """Enqueue calls with the same options, all or none, and return their results.
 
-    ``None`` if Celery is to do it, call by call.
+    ``None`` if Celery is to do it, call by call, or to say what is wrong with one of them.
 
     :param send: Celery's own ``apply_async`` of the task.
     """
     app = task.app
     if not _is_plain(task, app) or options.keys() & _REFUSED:
         return None
-    template = Template.learn(task, send, *calls[0], options)
-    if template is None:
-        return None
     caller = app.current_worker_task
     request = caller and caller.request
-    make = template.message if options.keys() <= _FEW else template.whole_message
-    messages = []
-    for args, kwargs in calls:
-        try:
-            messages.append(make(args, kwargs, request, options))
-        except SoftTimeLimitExceeded:
-            raise
-        except Exception:
-            # Celery says what is wrong; nothing is sent.
-            task.apply_async(args, kwargs, producer=EngineProducer(app).share(), **options)
+    try:
+        template = Template.learn(task, send, *calls[0], options)
+        if template is None:
             return None
+        make = template.message if options.keys() <= _FEW else template.whole_message
+        messages = [make(args, kwargs, request, options) for args, kwargs in calls]
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:
+        return None
     publish(template.engine, messages)
     is_ignored = bool(options.get("ignore_result", task.ignore_result))
     return [_result(task, message, caller, is_ignored) for message in messages]
