@@ -25,6 +25,7 @@ from celeriac import Celeriac
 from celeriac import make_celery
 from celeriac.engines import Engine
 from celeriac.engines import open_engine
+from celeriac.engines.base import Message
 from celeriac.envelope import Envelope
 from celeriac.publish import AMQP as OurAMQP
 from celeriac.task import ArgumentError
@@ -226,6 +227,65 @@ def test_a_call_with_ids_of_its_own_stores_what_a_long_one_does(sent: Sent) -> N
 
     _, *stored = sent.stored()
     assert stored[:2] == stored[2:]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"root_id": uuid.UUID(int=7)},
+        {"root_id": True},
+        {"group_id": uuid.UUID(int=7), "group_index": 1},
+        {"reply_to": uuid.UUID(int=7)},
+        {"parent_id": ""},
+        {"group_index": True},
+    ],
+    ids=str,
+)
+def test_ids_that_are_no_texts_are_sent_as_by_celery(sent: Sent, ids: dict[str, Any]) -> None:
+    sent.task.delay()
+    sent.celery.control.purge()
+
+    sent.task.apply_async((1,), **ids)
+    with watched():
+        sent.task.apply_async((1,), **ids)
+
+    first, second = sent.stored()
+    assert first == second
+
+
+def test_an_id_may_be_a_uuid(sent: Sent) -> None:
+    sent.task.delay()
+    sent.celery.control.purge()
+
+    sent.task.apply_async((1,), task_id=uuid.UUID(int=7))
+
+    assert [info.task_id for info in sent.engine.list_tasks()] == [str(uuid.UUID(int=7))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"headers": {"x": "<celeriac task_id>"}}, {"shadow": "<celeriac origin>"}],
+    ids=str,
+)
+def test_texts_like_those_of_holes_stay_what_they_are(sent: Sent, options: dict[str, Any]) -> None:
+    sent.task.delay_many([(1,)], **options)
+    with watched():
+        sent.task.delay_many([(1,)], **options)
+
+    first, second = sent.stored()
+    assert first == second
+
+
+def test_whole_envelopes_of_an_older_version_are_read_in_any_lane(sent: Sent) -> None:
+    sent.task.delay(1)
+    (info,) = sent.engine.list_tasks()
+    whole = Envelope.of(info)
+
+    sent.engine.publish(
+        [Message(info.queue, whole.pack(), info.body, info.task, info.task_id, form=info.form)]
+    )
+
+    assert [Envelope.of(each) for each in sent.engine.list_tasks()] == [whole, whole]
 
 
 def test_a_call_in_a_task_has_its_parent_and_root(sent: Sent) -> None:

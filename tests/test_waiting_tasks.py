@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,10 @@ from celery import Celery
 from celery import group
 from celery import signature
 from programs import Program
+from waiting import wait_until
+
+from celeriac.engines import open_engine
+from celeriac.engines.place import parse_url
 
 #: Each takes a second. All at once take two; all one after another, a quarter of an hour.
 MANY = 1000
@@ -76,6 +83,44 @@ def test_a_thousand_tasks_wait_side_by_side(
     assert client.send_task("files").get(timeout=SOON) > 4 * MANY
     assert worker.stop() == 0
     assert "Error" not in worker.log
+
+
+def test_threads_record_what_a_locked_file_kept_them_from_recording(
+    tmp_path: Path, program: Start, queue_url: str
+) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    url = f"{queue_url}&busy_timeout=0.5"
+    worker = program(
+        *(
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "shop",
+            "worker",
+            "-l",
+            "WARNING",
+            "-P",
+            "threads",
+            "-c",
+            "20",
+        ),
+        env={"QUEUE": url},
+    )
+    client = Celery(broker=queue_url, backend=queue_url)
+    results = [client.send_task("nap", (x,)) for x in range(20)]
+    wait_until(lambda: len(open_engine(queue_url).list_tasks(status="claimed")) == 20)
+
+    path = parse_url(queue_url).path
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=SOON)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(3)
+        other.execute("ROLLBACK")
+    unlocked_at = time.monotonic()
+
+    assert [result.get(timeout=SOON) for result in results] == [["shop", x] for x in range(20)]
+    assert time.monotonic() - unlocked_at < 5
+    assert worker.stop() == 0
 
 
 def test_worker_says_that_it_may_open_too_few_files(start: Start, client: Celery) -> None:

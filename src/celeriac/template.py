@@ -83,7 +83,9 @@ def send_shortly(task: Any, send: Send, args: Any, kwargs: Any, options: Mapping
 
     :param send: Celery's own ``apply_async`` of the task.
     """
-    if not options.keys() <= _FILLED_IN or options.get("chord") is not None:
+    if options and not (
+        options.keys() <= _FILLED_IN and options.get("chord") is None and _are_texts(options)
+    ):
         return None
     app = task.app
     template = _template_of(task, app, send, args, kwargs)
@@ -115,7 +117,7 @@ def send_many_shortly(
     :param send: Celery's own ``apply_async`` of the task.
     """
     app = task.app
-    if not _is_plain(task, app) or options.keys() & _REFUSED:
+    if not _is_plain(task, app) or options.keys() & _REFUSED or not _are_texts(options):
         return None
     caller = app.current_worker_task
     request = caller and caller.request
@@ -270,13 +272,27 @@ class Template:
         return message._replace(envelope=envelope.pack(), form="")
 
 
+def _are_texts(options: Mapping[str, Any]) -> bool:
+    """Say whether the ids among the options are what ids nearly always are."""
+    for name in options.keys() & _HOLES.keys():
+        value = options[name]
+        expected = int if name == "group_index" else str
+        if value is not None and (type(value) is not expected or value == ""):
+            return False
+    return True
+
+
 def _relatives(caller: Any, options: Mapping[str, Any]) -> str:
-    """Return the values that tell what the task belongs to: root, parent, group, place in that."""
+    """Return the values that tell what the task belongs to: root, parent, group, place in that.
+
+    :raises TypeError: when the caller's ids are no texts.
+    """
     given = options.get
     root_id = given("root_id") or (caller and (caller.root_id or caller.id))
+    parent_id = given("parent_id") or (caller and caller.id)
     values = (
-        _encode(root_id) if root_id else ITS_OWN,
-        _encode(given("parent_id") or (caller and caller.id)),
+        _quote(root_id) if root_id else ITS_OWN,
+        _quote(parent_id) if parent_id else "null",
         _encode(given("group_id")),
         _encode(given("group_index")),
     )

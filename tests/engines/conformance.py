@@ -338,6 +338,24 @@ class TestDueTimes:
         assert due_at <= time.time() < due_at + AT_ONCE
         assert bodies(claim(engine)) == ["a"]
 
+    def test_all_know_when_a_message_becomes_due(self, engine: Engine) -> None:
+        """The one who was told first may be busy by then."""
+        with ThreadPoolExecutor(2) as threads:
+            sleepers = [
+                threads.submit(
+                    wait_until,
+                    lambda slot=slot: engine.wait_for_messages(["q"], 1, place=("w", slot)),
+                )
+                for slot in range(2)
+            ]
+            time.sleep(0.2)
+            due_at = time.time() + 0.2
+            publish(engine, "later", due_at=due_at)
+
+            for sleeper in sleepers:
+                sleeper.result(5)
+            assert due_at <= time.time() < due_at + AT_ONCE / 2
+
     def test_a_message_scheduled_while_somebody_sleeps_is_noticed_in_time(
         self, engine: Engine, stranger: Engine
     ) -> None:

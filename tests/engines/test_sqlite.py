@@ -339,6 +339,29 @@ def test_a_time_limit_at_any_moment_leaves_no_lock_behind(engine: SQLiteEngine, 
         assert another.queue_sizes()["q"] > told
 
 
+def test_a_signal_handler_does_not_tear_the_transaction_that_it_interrupts(
+    engine: SQLiteEngine,
+) -> None:
+    refused: list[str] = []
+
+    def claim_as_well(*_: object) -> None:
+        try:
+            claim(engine)
+        except EngineError as exc:
+            refused.append(str(exc))
+
+    publish(engine, "a")
+    with engine._write() as db:
+        claim_as_well()
+        db.execute("DELETE FROM celeriac_ready")
+
+    assert refused == [
+        "A signal handler uses the queue in the midst of a transaction of the thread that it "
+        "interrupts: let the handler only note what is to be done, and do it later."
+    ]
+    assert claim(engine) == []
+
+
 def test_threads_see_each_others_new_lanes(engine: SQLiteEngine) -> None:
     # The picture of the lanes is shared, and each thread has a connection of its own.
     def work(number: int) -> None:
@@ -646,6 +669,7 @@ def test_of_a_workers_children_as_many_are_woken_as_there_are_messages(
     with ThreadPoolExecutor(len(workers)) as threads:
         waits = list(threads.map(lambda each: threads.submit(wait, *each), enumerate(workers)))
         wait_until(lambda: bell._map[: len(workers)] == bytes([MESSAGES]) * len(workers))
+        time.sleep(0.1)  # They look once more before they sleep.
         publish(engine, *map(str, range(messages)))
 
         assert sum(each.result() < AT_ONCE for each in waits) == woken

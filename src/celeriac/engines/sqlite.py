@@ -46,7 +46,6 @@ from .bell import kind_of
 from .bell import LOOK
 from .bell import mask
 from .bell import MESSAGES
-from .bell import NOW
 from .bell import RESULTS
 from .bell import UNLIKE
 from .choice import Choice
@@ -159,7 +158,7 @@ class SQLiteEngine(Engine):
             ended = self._dead.end(db, tags)
             queues = self._dead.renew(db, ended, forget)
             self._restore(db, ended)
-        self._ring(queues, NOW)
+        self._ring(queues)
         return len(ended)
 
     def discard(self, tags: Collection[int]) -> int:
@@ -548,14 +547,23 @@ class SQLiteEngine(Engine):
     # Waking
 
     def _ring_queues(self, messages: Sequence[Message] | Sequence[Delivery]) -> None:
-        if messages and self._connections.bell().anyone(MESSAGES):
-            # What is not due yet may change how long they sleep.
-            is_due = any(getattr(message, "due_at", None) is None for message in messages)
-            self._ring([message.queue for message in messages], NOW if is_due else LOOK)
+        bell = self._connections.bell()
+        if not messages or not bell.anyone(MESSAGES):
+            return
+        due: list[str] = []
+        later: list[str] = []
+        for message in messages:
+            is_due = getattr(message, "due_at", None) is None
+            (due if is_due else later).append(message.queue)
+        self._ring(due)
+        if later:
+            # All are to know until when they may sleep.
+            bell.ring(MESSAGES, mask(later), word=LOOK)
 
-    def _ring(self, queues: Collection[str], word: bytes) -> None:
+    def _ring(self, queues: Collection[str]) -> None:
         """Wake who takes from these queues: of those who are alike, one for each message."""
-        self._connections.bell().ring(MESSAGES, mask(queues), len(queues), word)
+        if queues:
+            self._connections.bell().ring(MESSAGES, mask(queues), len(queues))
 
     def _ring_results(self, results: Sequence[Result]) -> None:
         bell = self._connections.bell()

@@ -11,12 +11,18 @@ from contextlib import contextmanager
 from typing import Any
 from typing import TypeVar
 
+from .base import EngineError
 from .connections import Connections
 from .connections import explained
 from .connections import patiently
 from .place import Place
 
 T = TypeVar("T")
+
+_INTERRUPTED = (
+    "A signal handler uses the queue in the midst of a transaction of the thread that it "
+    "interrupts: let the handler only note what is to be done, and do it later."
+)
 
 
 class Transactions:
@@ -42,6 +48,8 @@ class Transactions:
         connection = self._connections.get()
         came = time.monotonic()
         with self._connections.turn, connection.lock:
+            if connection.is_writing:
+                raise EngineError(_INTERRUPTED)
             begun = False
             # All of it inside: a time limit may interrupt at any point, and a transaction left
             # open would lock out everyone.

@@ -208,7 +208,8 @@ class Claimant:
 
     def wait(self, timeout: float) -> None:
         """Sleep until there may be something to claim, or something to obey."""
-        if self._is_stopping():
+        # What could not be given back or recorded is tried again first.
+        if self._is_stopping() or self._rest or self.completer.waiting():
             return
         if self._door is None:
             self._sleep(timeout)
