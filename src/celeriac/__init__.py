@@ -41,6 +41,9 @@ it, for application factories. Everything else is Celery.
 #   collect.py      what a finishing task stores and sends, gathered into one commit
 #   stopping.py     whether the worker that runs a task was told to end
 #   envelope.py     Celery's message protocol, as an engine stores it
+#   success.py      what is stored of a success, written by a short way
+#   originals.py    whether a short way may be taken
+#   stack.py        the requests of a task, one on top of the other
 #   stock.py        the classes of Celery that ours derive from, in every version
 #   engines/        the seam (base.py), and one database behind it per module
 #   warning.py      who a warning is for

@@ -4,11 +4,12 @@ The life of a worker: Celery's :class:`~celery.worker.WorkController` starts a p
 (:mod:`.pool`: :mod:`.prefork`, :mod:`.thread`, :mod:`.gevent`, :mod:`.solo`) and a consumer
 (:mod:`.consumer`). The consumer registers the worker and starts the pool's children
 (:mod:`.child`, :mod:`.spawn`). Each child claims, runs and completes by itself (:mod:`.claimant`,
-:mod:`.request`, :mod:`.completion`), and writes on the board (:mod:`.board`) what it does. The
-parent keeps their time limits (:mod:`.fence`) and looks at their memory (:mod:`.memory`), answers
-remote control from the store (:mod:`.picture`, :mod:`.control`), and does its chores
-(:mod:`.chore`). Where there are many threads, most of them rest (:mod:`.door`), and the worker asks
-for the open files that they may need (:mod:`.files`).
+:mod:`.request`, :mod:`.arguments`, :mod:`.completion`), and writes on the board (:mod:`.board`)
+what it does. The parent keeps their time limits (:mod:`.fence`), hands out what waits behind a
+long task (:mod:`.stuck`), looks at their memory (:mod:`.memory`), answers remote control from the
+store (:mod:`.picture`, :mod:`.control`), and does its chores (:mod:`.chore`). Where there are many
+threads, most of them rest (:mod:`.door`), and the worker asks for the open files that they may
+need (:mod:`.files`).
 
 When a child dies, :mod:`.redelivery` decides what becomes of what it held; :mod:`.shutdown` is the
 worker's own end. What a worker does when the database refuses is in :mod:`.trouble`. A thread of
