@@ -160,8 +160,6 @@ class Form:
 
     def __init__(self, text: str) -> None:
         self._envelope = Envelope.unpack(text)
-        self._in_headers = list(_places(self._envelope.headers))
-        self._in_properties = list(_places(self._envelope.properties))
         # Each envelope has its own of these: who gets it may change it.
         self._inner = _containers(self._envelope.headers)
         self._inner_properties = _containers(self._envelope.properties)
@@ -185,9 +183,9 @@ class Form:
             values[1] = task_id
         headers, properties, *content = self._envelope
         headers, properties = headers.copy(), properties.copy()
-        for name, place in self._in_headers:
+        for name, place in _PLACES[0].items():
             headers[name] = values[place]
-        for name, place in self._in_properties:
+        for name, place in _PLACES[1].items():
             properties[name] = values[place]
         for name, inner in self._inner:
             headers[name] = inner.copy()

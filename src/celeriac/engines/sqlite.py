@@ -460,6 +460,8 @@ class SQLiteEngine(Engine):
         self._ring_queues([each.delivery for each in recorded if each.action is Action.REQUEUE])
 
     def _insert(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
+        if not messages:  # As of most batches that are completed.
+            return
         now = time.time()
         names = {(message.queue, message.task, message.form) for message in messages}
         lanes = self._lanes.ensure(db, names)
